@@ -1,4 +1,45 @@
-//! The chores of this repository, in Rust: `cargo xtask check` and its parts.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+//! The chores of this repository, in Rust. `cargo xtask check` is the whole loop; CI calls the same command.
 
-fn main() {}
+#![allow(clippy::print_stdout, clippy::print_stderr)] // A program: its output is its purpose.
+
+mod check;
+mod repo;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about, long_about = None)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run everything that must pass before a commit, cheapest first, and stop at the first failure
+    Check(check::Args),
+    /// Check what the compiler does not: layering, file hygiene, the list of crates
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line a cause; a backtrace would say nothing about the repository.
+            eprintln!("error: {error}");
+            error.chain().skip(1).for_each(|cause| eprintln!("  because: {cause}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Check(args) => check::run(&args),
+        Command::Tidy => tidy::run(),
+    }
+}

@@ -4,6 +4,7 @@
 //! key that changes the computation in a way planish does not have is an error that names it: ignoring it would give
 //! wrong numbers. The file comes from strangers, so every number is checked.
 
+mod keys;
 mod parse;
 mod quantization;
 mod tensors;

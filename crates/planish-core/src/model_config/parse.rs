@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::keys::{Keys, describe};
 use super::{
     LayerQuantization, ModelConfig, ModelFamily, QuantizationConfig, QuantizationMode, RopeConfig, RopeScaling,
 };
@@ -463,142 +464,365 @@ fn check_quantised_shapes(keys: &Keys<'_>, config: &ModelConfig) -> Result<()> {
         .try_for_each(|linear| check(&linear.path, linear.input_dims))
 }
 
-/// An object of the file, and how errors name what is in it.
-struct Keys<'a> {
-    path: &'a Path,
-    prefix: String,
-    map: &'a Map<String, Value>,
-}
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
 
-impl<'a> Keys<'a> {
-    /// The value, unless absent or null.
-    fn present(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|value| !value.is_null())
+    use super::*;
+
+    /// A valid small model with `changes` laid over it; a null removes the key.
+    fn parse(family: &str, changes: Value) -> Result<ModelConfig> {
+        let mut config = json!({
+            "model_type": family, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
+        });
+        for (key, value) in changes.as_object().unwrap() {
+            config[key] = value.clone();
+            if value.is_null() {
+                config.as_object_mut().unwrap().shift_remove(key);
+            }
+        }
+        model_config(&config.to_string(), Path::new("dir/config.json"))
     }
 
-    fn size(&self, key: &str, max: usize) -> Result<usize> {
-        self.optional_size(key, max)?
-            .ok_or_else(|| self.missing(key, "a positive integer"))
+    fn check_err(family: &str, changes: Value, expect: &str) {
+        let message = parse(family, changes).unwrap_err().to_string();
+        assert_eq!(message, format!("dir/config.json: {expect}"));
     }
 
-    fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
-        self.integer(key, 1, max)
+    #[test]
+    fn defaults_are_those_of_the_family() {
+        let llama = parse("llama", json!({})).unwrap();
+        assert_eq!(
+            (llama.head_dim, llama.max_position_embeddings, llama.sliding_window),
+            (16, 2048, None)
+        );
+        assert_eq!((llama.rope.theta, llama.rope.scaling), (10_000.0, RopeScaling::None));
+        assert!(!llama.attention_qkv_bias && !llama.tie_word_embeddings && !llama.qk_norm);
+        assert_eq!(
+            parse("llama", json!({"num_key_value_heads": null})).unwrap().n_kv_heads,
+            4
+        );
+
+        assert_eq!(parse("mistral", json!({})).unwrap().sliding_window, Some(4096));
+
+        let qwen2 = parse("qwen2", json!({})).unwrap();
+        assert!(qwen2.attention_qkv_bias && !qwen2.attention_output_bias);
+
+        let qwen3 = parse("qwen3", json!({})).unwrap();
+        assert_eq!(
+            (qwen3.head_dim, qwen3.qk_norm, qwen3.attention_qkv_bias),
+            (128, true, false)
+        );
     }
 
-    fn optional_count(&self, key: &str, max: usize) -> Result<Option<usize>> {
-        self.integer(key, 0, max)
-    }
-
-    fn integer(&self, key: &str, min: usize, max: usize) -> Result<Option<usize>> {
-        let Some(value) = self.present(key) else {
-            return Ok(None);
-        };
-        match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
-            Some(n) if (min..=max).contains(&n) => Ok(Some(n)),
-            _ => Err(self.wrong(key, &describe(value), &format!("an integer from {min} to {max}"))),
+    #[test]
+    fn attention_bias_covers_all_four_projections() {
+        for family in ["llama", "qwen3"] {
+            let config = parse(family, json!({"attention_bias": true})).unwrap();
+            assert!(config.attention_qkv_bias && config.attention_output_bias, "{family}");
         }
     }
 
-    /// A number above 0 and at most `max`.
-    fn positive(&self, key: &str, max: f64) -> Result<Option<f64>> {
-        let Some(value) = self.present(key) else {
-            return Ok(None);
+    #[test]
+    fn rope_scaling_in_its_three_spellings() {
+        let llama3 = json!({"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192});
+        let expect = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
         };
-        match value.as_f64() {
-            // As f32 it must not vanish either.
-            Some(x) if x <= max && x as f32 > 0.0 => Ok(Some(x)),
-            _ => Err(self.wrong(key, &describe(value), &format!("a number above 0, at most {max:e}"))),
+        for (outer, name) in [
+            ("rope_scaling", "rope_type"),
+            ("rope_scaling", "type"),
+            ("rope_parameters", "rope_type"),
+        ] {
+            let mut scaling = llama3.clone();
+            scaling[name] = json!("llama3");
+            assert_eq!(
+                parse("llama", json!({outer: scaling})).unwrap().rope.scaling,
+                expect,
+                "{outer}.{name}"
+            );
         }
     }
 
-    fn flag(&self, key: &str) -> Result<Option<bool>> {
-        let Some(value) = self.present(key) else {
-            return Ok(None);
-        };
-        value
-            .as_bool()
-            .map(Some)
-            .ok_or_else(|| self.wrong(key, &describe(value), "true or false"))
+    #[test]
+    fn rope_parameters_hold_theta_too() {
+        let nested = json!({"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}});
+        assert_eq!(
+            parse("llama", nested).unwrap().rope,
+            RopeConfig {
+                theta: 500_000.0,
+                scaling: RopeScaling::None
+            }
+        );
     }
 
-    fn text(&self, key: &str) -> Result<Option<&'a str>> {
-        let Some(value) = self.present(key) else {
-            return Ok(None);
-        };
-        value
-            .as_str()
-            .map(Some)
-            .ok_or_else(|| self.wrong(key, &describe(value), "a text"))
+    #[test]
+    fn err_rope() {
+        check_err(
+            "llama",
+            json!({"rope_theta": 1.0, "rope_parameters": {"rope_theta": 2.0, "rope_type": "default"}}),
+            "`rope_theta`: found 1, expected rope_parameters.rope_theta = 2, or no such key",
+        );
+        check_err(
+            "qwen3",
+            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+            "`rope_scaling.rope_type` = \"yarn\" is not supported: planish has default, linear and llama3",
+        );
+        check_err(
+            "llama",
+            json!({"rope_scaling": {"type": "linear"}}),
+            "`rope_scaling.factor`: found nothing, expected a positive number",
+        );
+        check_err(
+            "llama",
+            json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}}),
+            "`rope_parameters` = {\"full_attention\":{\"rope_type\":\"default\"}} is not supported: one set of parameters for all layers",
+        );
+        assert!(parse("llama", json!({"rope_theta": 1e-60})).is_err(), "vanishes in f32");
     }
 
-    fn object(&self, key: &str) -> Result<Option<Keys<'a>>> {
-        let Some(value) = self.present(key) else {
-            return Ok(None);
-        };
-        let map = value
-            .as_object()
-            .ok_or_else(|| self.wrong(key, &describe(value), "an object"))?;
-        Ok(Some(Keys {
-            path: self.path,
-            prefix: self.dotted(key) + ".",
-            map,
-        }))
+    #[test]
+    fn sliding_window_of_qwen_needs_its_switch_and_whole_model() {
+        let window = |changes| parse("qwen2", changes).unwrap().sliding_window;
+        assert_eq!(window(json!({"sliding_window": 128})), None);
+        assert_eq!(
+            window(json!({"sliding_window": 128, "use_sliding_window": true, "max_window_layers": 0})),
+            Some(128)
+        );
+        assert_eq!(
+            window(json!({"sliding_window": 128, "use_sliding_window": true, "max_window_layers": 2})),
+            None
+        );
+        check_err(
+            "qwen2",
+            json!({"sliding_window": 128, "use_sliding_window": true, "max_window_layers": 1}),
+            "`max_window_layers` = 1 is not supported: all layers must be of one type, full or sliding attention",
+        );
     }
 
-    /// One id or a list of ids.
-    fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
-        let Some(value) = self.present(key) else {
-            return Ok(Vec::new());
-        };
-        let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        match value {
-            Value::Array(ids) => ids.iter().map(one).collect(),
-            single => one(single).map(|id| vec![id]),
+    #[test]
+    fn layer_types_decide_the_window() {
+        let both = |types: [&str; 2]| parse("mistral", json!({"layer_types": types, "sliding_window": 64}));
+        assert_eq!(both(["full_attention"; 2]).unwrap().sliding_window, None);
+        assert_eq!(both(["sliding_attention"; 2]).unwrap().sliding_window, Some(64));
+        assert!(
+            matches!(both(["full_attention", "sliding_attention"]), Err(Error::UnsupportedModel { key, .. }) if key == "layer_types")
+        );
+    }
+
+    #[test]
+    fn token_ids_may_be_one_many_or_none() {
+        let eos = |value| parse("llama", json!({"eos_token_id": value})).map(|config| config.eos_token_ids);
+        assert_eq!(eos(json!(7)).unwrap(), [7]);
+        assert_eq!(eos(json!([7, 9])).unwrap(), [7, 9]);
+        assert!(eos(Value::Null).unwrap().is_empty());
+        assert!(eos(json!(-1)).is_err());
+    }
+
+    #[test]
+    fn quantization_defaults_overrides_and_modes() {
+        let config = parse(
+            "llama",
+            json!({"quantization_config": {"group_size": 32, "bits": 4, "a": {"bits": 8}, "b": false, "c": true, "d": {"mode": "mxfp8", "group_size": 32, "bits": 8}}}),
+        );
+        let quantization = config.unwrap().quantization.unwrap();
+        let layer = |group_size, bits, mode| Some(LayerQuantization { group_size, bits, mode });
+        assert_eq!(
+            quantization.for_module("anything"),
+            layer(32, 4, QuantizationMode::Affine)
+        );
+        assert_eq!(quantization.for_module("a"), layer(32, 8, QuantizationMode::Affine));
+        assert_eq!(quantization.for_module("b"), None);
+        assert_eq!(quantization.for_module("c"), layer(32, 4, QuantizationMode::Affine));
+        assert_eq!(quantization.for_module("d"), layer(32, 8, QuantizationMode::Mxfp8));
+    }
+
+    #[test]
+    fn err_quantization() {
+        check_err(
+            "llama",
+            json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}),
+            "`quantization_config.quant_method` = \"gptq\" is not supported: only MLX's own form is read: convert the model with mlx-lm first",
+        );
+        check_err(
+            "llama",
+            json!({"quantization": {"group_size": 64, "bits": 7}}),
+            "`quantization.bits`: found 7, expected one of 2, 3, 4, 5, 6, 8 in mode affine",
+        );
+        check_err(
+            "llama",
+            json!({"quantization": {"group_size": 64, "bits": 4}}),
+            "`quantization`: found group_size 64 for model.layers.0.mlp.down_proj, expected a divisor of its input size 96",
+        );
+    }
+
+    #[test]
+    fn err_computation_that_is_not_ours() {
+        for (key, value) in [
+            ("hidden_act", json!("gelu")),
+            ("num_local_experts", json!(8)),
+            ("partial_rotary_factor", json!(0.5)),
+            ("final_logit_softcapping", json!(30.0)),
+            ("use_qk_norm", json!(true)),
+            ("architectures", json!(["LlamaForSequenceClassification"])),
+        ] {
+            let error = parse("llama", json!({key: value})).unwrap_err();
+            assert!(
+                matches!(&error, Error::UnsupportedModel { key: named, .. } if named == key),
+                "{error}"
+            );
         }
-        .ok_or_else(|| self.wrong(key, &describe(value), "a token id or a list of token ids"))
+        assert!(matches!(
+            parse("mistral", json!({"attention_bias": true})),
+            Err(Error::UnsupportedModel { .. })
+        ));
     }
 
-    /// The kind of rotary scaling with the key that says it: `rope_type`, formerly `type`.
-    fn rope_type(&self) -> Result<Option<(&'static str, &'a str)>> {
-        match self.text("rope_type")? {
-            Some(name) => Ok(Some(("rope_type", name))),
-            None => Ok(self.text("type")?.map(|name| ("type", name))),
+    #[test]
+    fn neutral_values_of_such_keys_are_accepted() {
+        let neutral = json!({"num_local_experts": 0, "partial_rotary_factor": 1, "use_qk_norm": false, "hidden_act": "silu",
+            "architectures": ["LlamaForCausalLM"], "no_rope_layers": [1, 1]});
+        parse("llama", neutral).unwrap();
+    }
+
+    #[test]
+    fn err_unknown_family_names_the_nearest() {
+        check_err(
+            "qwen2_moe",
+            json!({}),
+            "`model_type` = \"qwen2_moe\" is not supported: planish has llama, mistral, qwen2, qwen3 (nearest: qwen2)",
+        );
+    }
+
+    #[test]
+    fn err_impossible_numbers() {
+        check_err(
+            "llama",
+            json!({"hidden_size": null}),
+            "`hidden_size`: found nothing, expected a positive integer",
+        );
+        check_err(
+            "llama",
+            json!({"num_attention_heads": 0}),
+            "`num_attention_heads`: found 0, expected an integer from 1 to 16384",
+        );
+        check_err(
+            "llama",
+            json!({"num_hidden_layers": 1e9}),
+            "`num_hidden_layers`: found 1000000000.0, expected an integer from 1 to 4096",
+        );
+        check_err(
+            "llama",
+            json!({"num_key_value_heads": 3}),
+            "`num_key_value_heads`: found 3, expected a divisor of num_attention_heads = 4",
+        );
+        check_err(
+            "llama",
+            json!({"head_dim": 15}),
+            "`head_dim`: found 15, expected an even number (rotary embedding turns pairs)",
+        );
+        check_err(
+            "llama",
+            json!({"hidden_size": 66}),
+            "`hidden_size`: found 66, expected a multiple of num_attention_heads = 4, or an explicit head_dim",
+        );
+        check_err(
+            "llama",
+            json!({"rms_norm_eps": "x"}),
+            "`rms_norm_eps`: found \"x\", expected a number above 0, at most 1e0",
+        );
+    }
+
+    #[test]
+    fn err_not_json_has_line_and_column() {
+        let error = model_config("{\n  \"a\": }", Path::new("c.json")).unwrap_err();
+        assert!(matches!(error, Error::Json { line: 2, column: 8, .. }), "{error}");
+        assert!(model_config(&"[".repeat(100_000), Path::new("c.json")).is_err());
+    }
+
+    /// Any JSON value, nested a little.
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            (0_u64..70).prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            "[a-z_]{0,8}".prop_map(Value::from),
+            Just(json!("llama3")),
+            Just(json!("affine")),
+        ];
+        leaf.prop_recursive(3, 24, 6, |inner| {
+            let key = prop::sample::select(vec![
+                "rope_type",
+                "factor",
+                "rope_theta",
+                "bits",
+                "group_size",
+                "mode",
+                "x",
+            ]);
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((key, inner), 0..4)
+                    .prop_map(|pairs| pairs.into_iter().map(|(k, v)| (k.to_string(), v)).collect()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn prop_any_values_under_any_keys_never_panic(
+            family in prop::sample::select(ModelFamily::ALL.map(ModelFamily::model_type).to_vec()),
+            changes in prop::collection::vec((prop::sample::select(KEYS.to_vec()), any_json()), 0..6),
+        ) {
+            let changes = changes.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
+            if let Ok(config) = parse(family, changes) {
+                for tensor in config.expected_tensors() {
+                    prop_assert!(tensor.shape.iter().all(|dims| *dims > 0), "{}", tensor.name);
+                }
+            }
+        }
+
+        #[test]
+        fn prop_any_text_never_panics(text in ".{0,200}") {
+            let _ = model_config(&text, Path::new("config.json"));
         }
     }
 
-    fn dotted(&self, key: &str) -> String {
-        format!("{}{key}", self.prefix)
-    }
-
-    fn missing(&self, key: &str, expected: &str) -> Error {
-        self.wrong(key, "nothing", expected)
-    }
-
-    fn wrong(&self, key: &str, found: &str, expected: &str) -> Error {
-        Error::ModelKey {
-            path: self.path.to_path_buf(),
-            key: self.dotted(key),
-            found: found.into(),
-            expected: expected.into(),
-        }
-    }
-
-    fn unsupported(&self, key: &str, reason: &str) -> Error {
-        Error::UnsupportedModel {
-            path: self.path.to_path_buf(),
-            key: self.dotted(key),
-            found: self.present(key).map_or_else(|| "nothing".into(), describe),
-            reason: reason.into(),
-        }
-    }
-}
-
-/// The value as JSON, cut to a length that fits a message.
-fn describe(value: &Value) -> String {
-    const LONGEST: usize = 60;
-    let text = value.to_string();
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
+    const KEYS: [&str; 27] = [
+        "architectures",
+        "attention_bias",
+        "bos_token_id",
+        "eos_token_id",
+        "head_dim",
+        "hidden_act",
+        "hidden_size",
+        "intermediate_size",
+        "layer_types",
+        "max_position_embeddings",
+        "max_window_layers",
+        "mlp_bias",
+        "no_rope_layers",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "partial_rotary_factor",
+        "quantization",
+        "quantization_config",
+        "rms_norm_eps",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "sliding_window",
+        "tie_word_embeddings",
+        "use_sliding_window",
+        "vocab_size",
+    ];
 }
