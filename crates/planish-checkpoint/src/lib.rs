@@ -1,0 +1,12 @@
+//! Tensor files, adapters and resumable run state on disk. No MLX.
+//!
+//! - [`tensors`]: strict reading and deterministic writing of safetensors files, single or sharded
+//!
+//! Everything is written beside its destination, flushed, and renamed: a file either is whole or does not exist.
+//! Everything is read with suspicion: sizes, names, shapes and types are compared with what was expected before a byte
+//! is used, and an error names file and tensor.
+
+mod error;
+pub mod tensors;
+
+pub use error::{Error, Result};

@@ -1,0 +1,52 @@
+//! Tensor files: a strict reader and a deterministic writer of safetensors.
+//!
+//! [`TensorStore`] opens one file, a sharded model or a folder. It maps the files into memory and checks every header
+//! before it hands out a byte: bounds, overlaps, sizes, element types, and, for shards, that index and files agree.
+//! [`TensorStore::check`] then compares the content with what a model needs and returns a [`LoadReport`].
+//!
+//! [`write`] and the streaming [`TensorFileWriter`] and [`ShardWriter`] turn equal tensors into equal bytes.
+
+mod dtype;
+mod header;
+mod host;
+mod index;
+mod non_finite;
+mod report;
+mod shard_writer;
+mod store;
+mod writer;
+
+pub use dtype::Dtype;
+pub use header::HeaderProblem;
+pub use host::{HostTensor, TensorView};
+pub use non_finite::NonFinite;
+pub use report::{Findings, LoadReport, MAX_LISTED, Mismatch};
+pub use shard_writer::{DEFAULT_SHARD_BYTES, ShardSummary, ShardWriter};
+pub use store::{LoadRules, TensorStore};
+pub use writer::{TensorFileWriter, TensorInfo, write};
+
+/// The name of the file that says which shard holds which tensor.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
+
+#[doc(hidden)]
+pub mod fuzzing {
+    //! Entry points for the fuzz targets.
+
+    use std::path::Path;
+
+    /// Reads `bytes` as a safetensors file and touches all that it declares.
+    pub fn safetensors(bytes: &[u8]) {
+        let Ok(header) = super::header::parse(bytes, Path::new("fuzz.safetensors")) else {
+            return;
+        };
+        for entry in header.entries {
+            let data = &bytes[entry.range.clone()];
+            assert_eq!(Some(data.len()), entry.dtype.byte_len(&entry.shape));
+        }
+    }
+
+    /// Reads `bytes` as a shard index.
+    pub fn safetensors_index(bytes: &[u8]) {
+        let _ = super::index::parse(bytes, Path::new("model.safetensors.index.json"));
+    }
+}
