@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A program: its output is its purpose.
 
 mod check;
+mod mlx;
 mod repo;
 mod tidy;
 
@@ -23,6 +24,9 @@ enum Command {
     Check(check::Args),
     /// Check what the compiler does not: layering, file hygiene, the list of crates
     Tidy,
+    /// Fetch or list the prebuilt MLX
+    #[command(subcommand)]
+    Mlx(mlx::Command),
 }
 
 fn main() -> ExitCode {
@@ -41,5 +45,6 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Check(args) => check::run(&args),
         Command::Tidy => tidy::run(),
+        Command::Mlx(command) => mlx::run(&command),
     }
 }
