@@ -24,6 +24,34 @@ pub fn format_bytes(bytes: u64) -> String {
     format!("{} {}", three_digits(value), UNITS[unit])
 }
 
+/// Bytes from text such as `8GB`, `1.5 GiB`, `512M` or `1000`; a bare letter is decimal. `None` when it is none of these.
+///
+/// ```
+/// use planish_core::units::parse_bytes;
+/// assert_eq!(parse_bytes("1.5 GB"), Some(1_500_000_000));
+/// assert_eq!(parse_bytes("2KiB"), Some(2048));
+/// assert_eq!(parse_bytes("8 apples"), None);
+/// ```
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let unit_start = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_start);
+    let scale: f64 = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => return None,
+    };
+    let bytes = number.trim().parse::<f64>().ok()? * scale;
+    (bytes.is_finite() && (0.0..9e18).contains(&bytes)).then_some(bytes.round() as u64)
+}
+
 /// A duration with the two units that matter: `850 ms`, `4.2 s`, `3 min 05 s`, `2 h 07 min`, `3 d 04 h`.
 ///
 /// ```

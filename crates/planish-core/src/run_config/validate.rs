@@ -1,0 +1,216 @@
+//! Ranges of single values, and values that must agree.
+
+use super::{DistrustMode, RunConfig};
+use crate::target_modules::Blocks;
+
+/// The keys involved (the one to change first), what they hold, and the rule.
+#[derive(Debug)]
+pub(super) struct Problem {
+    pub(super) keys: Vec<&'static str>,
+    pub(super) found: String,
+    pub(super) expected: String,
+}
+
+impl RunConfig {
+    pub(super) fn validate(&self) -> Result<(), Problem> {
+        let Self {
+            lora,
+            train,
+            optimizer,
+            schedule,
+            loss,
+            distrust,
+            checkpoint,
+            logging,
+            data,
+            ..
+        } = self;
+
+        at_least("lora.rank", Some(lora.rank), 1)?;
+        positive("lora.alpha", lora.alpha)?;
+        positive("lora.scale", lora.scale)?;
+        share("lora.dropout", lora.dropout)?;
+        let is_count = Blocks::from_count(lora.layers).is_ok();
+        rule(
+            "lora.layers",
+            lora.layers,
+            is_count,
+            "a number of blocks, or 0 or -1 for all",
+        )?;
+        not_empty("lora.targets", &lora.targets)?;
+        not_empty("data.train_roles", &data.train_roles)?;
+
+        at_least("train.steps", train.steps, 1)?;
+        positive("train.epochs", train.epochs)?;
+        at_least("train.batch_size", Some(train.batch_size), 1)?;
+        at_least("train.accumulation", Some(train.accumulation), 1)?;
+        // One token to read and one to predict.
+        at_least("train.max_seq_length", train.max_seq_length, 2)?;
+        at_least("train.eval_every", train.eval_every, 1)?;
+
+        positive("optimizer.learning_rate", Some(optimizer.learning_rate))?;
+        not_negative("optimizer.weight_decay", optimizer.weight_decay)?;
+        positive("optimizer.eps", Some(optimizer.eps))?;
+        not_negative("optimizer.clip_norm", optimizer.clip_norm)?;
+        for beta in optimizer.betas {
+            share("optimizer.betas", beta)?;
+        }
+
+        not_negative("schedule.min_learning_rate", schedule.min_learning_rate)?;
+        let (low, high) = (schedule.min_learning_rate, optimizer.learning_rate);
+        let keys = ["schedule.min_learning_rate", "optimizer.learning_rate"];
+        together(
+            &keys,
+            low,
+            low <= high,
+            &format!("at most optimizer.learning_rate = {high}"),
+        )?;
+        if let (Some(warmup), Some(steps)) = (schedule.warmup_steps, train.steps) {
+            let keys = ["schedule.warmup_steps", "train.steps"];
+            together(
+                &keys,
+                warmup,
+                warmup < steps,
+                &format!("fewer than train.steps = {steps}"),
+            )?;
+        }
+
+        at_least("loss.chunk_tokens", loss.chunk_tokens, 1)?;
+        positive("loss.distrust.alpha", Some(distrust.alpha))?;
+        share("loss.distrust.floor", distrust.floor)?;
+        rule("loss.distrust.cap", distrust.cap, distrust.cap > 1.0, "above 1")?;
+        if let Some(lambda) = distrust.lambda {
+            let is_used = distrust.mode == DistrustMode::Additive;
+            together(
+                &["loss.distrust.lambda", "loss.distrust.mode"],
+                lambda,
+                is_used,
+                "unset, unless the mode is additive",
+            )?;
+            not_negative("loss.distrust.lambda", lambda)?;
+        }
+
+        at_least("checkpoint.every", checkpoint.every, 1)?;
+        at_least("checkpoint.keep_last", Some(checkpoint.keep_last), 1)?;
+        at_least("logging.report_every", Some(logging.report_every), 1)
+    }
+}
+
+fn at_least(key: &'static str, value: Option<usize>, least: usize) -> Result<(), Problem> {
+    value.map_or(Ok(()), |n| rule(key, n, n >= least, &format!("at least {least}")))
+}
+
+fn positive(key: &'static str, value: Option<f64>) -> Result<(), Problem> {
+    value.map_or(Ok(()), |x| rule(key, x, x > 0.0, "above 0"))
+}
+
+fn not_negative(key: &'static str, value: f64) -> Result<(), Problem> {
+    rule(key, value, value >= 0.0, "0 or above")
+}
+
+fn share(key: &'static str, value: f64) -> Result<(), Problem> {
+    rule(key, value, (0.0..1.0).contains(&value), "at least 0 and below 1")
+}
+
+fn not_empty(key: &'static str, list: &[String]) -> Result<(), Problem> {
+    rule(key, "an empty list", !list.is_empty(), "at least one")
+}
+
+fn rule(key: &'static str, found: impl ToString, holds: bool, expected: &str) -> Result<(), Problem> {
+    together(&[key], found, holds, expected)
+}
+
+fn together(keys: &[&'static str], found: impl ToString, holds: bool, expected: &str) -> Result<(), Problem> {
+    if holds {
+        return Ok(());
+    }
+    Err(Problem {
+        keys: keys.to_vec(),
+        found: found.to_string(),
+        expected: expected.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(assignments: &[&str], expect: Option<&str>) {
+        let mut builder = RunConfig::builder();
+        for assignment in assignments {
+            builder = builder.set(assignment).unwrap();
+        }
+        let message = builder.build().err().map(|error| error.to_string());
+        assert_eq!(message.as_deref(), expect, "{assignments:?}");
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        check(&[], None);
+    }
+
+    #[test]
+    fn warmup_must_end_before_the_run() {
+        check(&["train.steps=10", "schedule.warmup_steps=9"], None);
+        check(&["train.steps=10", "schedule.warmup_steps=0"], None);
+        check(
+            &["train.steps=10", "schedule.warmup_steps=10"],
+            Some(
+                "--set schedule.warmup_steps=10: `schedule.warmup_steps`: found 10, expected fewer than train.steps = 10",
+            ),
+        );
+    }
+
+    #[test]
+    fn lambda_needs_the_additive_mode() {
+        check(&["loss.distrust.lambda=1", "loss.distrust.mode=additive"], None);
+        check(
+            &["loss.distrust.lambda=1"],
+            Some(
+                "--set loss.distrust.lambda=1: `loss.distrust.lambda`: found 1, expected unset, unless the mode is additive",
+            ),
+        );
+    }
+
+    #[test]
+    fn err_each_range() {
+        for (assignment, rule) in [
+            ("lora.rank=0", "at least 1"),
+            ("lora.alpha=0", "above 0"),
+            ("lora.scale=-1", "above 0"),
+            ("lora.layers=-2", "a number of blocks, or 0 or -1 for all"),
+            ("lora.targets=[]", "at least one"),
+            ("data.train_roles=[]", "at least one"),
+            ("train.steps=0", "at least 1"),
+            ("train.epochs=0", "above 0"),
+            ("train.batch_size=0", "at least 1"),
+            ("train.accumulation=0", "at least 1"),
+            ("train.max_seq_length=1", "at least 2"),
+            ("train.eval_every=0", "at least 1"),
+            ("optimizer.learning_rate=0", "above 0"),
+            ("optimizer.weight_decay=-1", "0 or above"),
+            ("optimizer.eps=0", "above 0"),
+            ("optimizer.clip_norm=-1", "0 or above"),
+            ("optimizer.betas=[0.9,1]", "at least 0 and below 1"),
+            (
+                "schedule.min_learning_rate=1",
+                "at most optimizer.learning_rate = 0.0001",
+            ),
+            ("loss.chunk_tokens=0", "at least 1"),
+            ("loss.distrust.alpha=0", "above 0"),
+            ("loss.distrust.floor=1", "at least 0 and below 1"),
+            ("loss.distrust.cap=1", "above 1"),
+            ("checkpoint.every=0", "at least 1"),
+            ("checkpoint.keep_last=0", "at least 1"),
+            ("logging.report_every=0", "at least 1"),
+        ] {
+            let error = RunConfig::builder()
+                .set(assignment)
+                .unwrap()
+                .build()
+                .unwrap_err()
+                .to_string();
+            assert!(error.ends_with(&format!("expected {rule}")), "{assignment}: {error}");
+        }
+    }
+}
