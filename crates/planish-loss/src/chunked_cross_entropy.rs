@@ -1,0 +1,279 @@
+//! Next-token cross-entropy from hidden states that never holds the logits of more than one chunk of tokens.
+
+use mlx_rs::{
+    Array, Dtype,
+    error::Exception,
+    ops,
+    ops::indexing::{put_along_axis, take_along_axis, take_axis},
+    stop_gradient,
+    transforms::fallible_vjp,
+};
+
+use crate::{
+    Error, Result,
+    cross_entropy::{TokenLoss, TokenLossOptions, scalar, target_logits},
+};
+
+/// Cross-entropy of the trained positions, `chunk_tokens` of them at a time.
+///
+/// Values are those of [`cross_entropy`](crate::cross_entropy()) on `head(hidden)` at [`TrainedPositions`]; untrained
+/// positions do no work in the head. The gradient with respect to `hidden` is worked out together with the loss, chunk by
+/// chunk, because each token's loss depends on that token's hidden state alone:
+///
+/// `∂objective_i/∂h_i = headᵀ((1 + 2z·log Z_i)·p_i − (1 − ε)·onehot(target_i) − ε/v)`, `p_i = softmax(head(h_i))`.
+///
+/// Those rows `[t, d]` are kept, and a term that is linear in `hidden` and zero in value carries them through whatever the
+/// caller makes of the result. So the head runs once forward and once backward, and no `[b, l, v]` tensor exists at any
+/// time. Parameters inside the head are differentiated in the ordinary way, which keeps their chunks' logits until the
+/// backward pass: memory is saved only while the head is frozen.
+///
+/// # Shapes
+/// - `hidden`: `[b, l, d]`   - `head`: maps `[c, d]` to logits `[c, v]`   - both results: `[t]`, f32, in nats
+///
+/// # Errors
+/// [`Error::ShapeMismatch`] when the positions were made for another `b·l`; [`Error::OutOfRange`] when `chunk_tokens` is 0.
+///
+/// # Example
+/// ```
+/// use mlx_rs::Array;
+/// use planish_loss::{TokenLossOptions, TrainedPositions, chunked_cross_entropy};
+///
+/// let hidden = Array::from_slice(&[0.1f32, 0.2, 0.3, 0.4, 0.5, 0.6], &[1, 3, 2]);
+/// let weight = Array::from_slice(&[0.0f32; 8], &[4, 2]);
+/// // The first position is masked, so two losses come back; a zero head is uniform over 4 tokens.
+/// let positions = TrainedPositions::select(&[0, 3, 1], &[0.0, 1.0, 1.0])?;
+/// let head = |h: &Array| Ok::<_, planish_loss::Error>(h.matmul(weight.t())?);
+/// let loss = chunked_cross_entropy(&hidden, &head, &positions, 1, &TokenLossOptions::default())?;
+/// assert_eq!(loss.nll.shape(), [2]);
+/// assert!((loss.nll.sum(false)?.item_exact::<f32>() / 2.0 - 4f32.ln()).abs() < 1e-6);
+/// # Ok::<(), planish_loss::Error>(())
+/// ```
+pub fn chunked_cross_entropy<E>(
+    hidden: &Array,
+    head: &Head<'_, E>,
+    positions: &TrainedPositions,
+    chunk_tokens: usize,
+    options: &TokenLossOptions,
+) -> Result<TokenLoss, E>
+where
+    E: From<Error> + std::fmt::Display,
+{
+    let states = positions.gather(hidden)?; // [t, d]
+    let chunk_tokens = chunk_size(chunk_tokens)?;
+    let constant_states = stop_gradient(&states).map_err(Error::from)?;
+    let chunks = (0..positions.len() as i32)
+        .step_by(chunk_tokens as usize)
+        .map(|start| {
+            let rows = start..(start + chunk_tokens).min(positions.len() as i32);
+            chunk_loss(&constant_states, head, &positions.targets, rows, options)
+        })
+        .collect::<Result<Vec<_>, E>>()?;
+    let nll = concatenate(chunks.iter().map(|c| &c.nll))?;
+    let objective = concatenate(chunks.iter().map(|c| &c.objective))?;
+    let gradient = concatenate(chunks.iter().map(|c| &c.gradient))?;
+    Ok(TokenLoss {
+        objective: with_gradient(&objective, &gradient, &states)?,
+        nll,
+    })
+}
+
+/// An output projection: hidden states `[c, d]` to logits `[c, v]`.
+pub type Head<'a, E> = dyn Fn(&Array) -> Result<Array, E> + 'a;
+
+/// The positions of a padded batch that are trained, with what each should predict.
+///
+/// Built on the host from the batch plan, so the device never sees a mask.
+#[derive(Debug, Clone)]
+pub struct TrainedPositions {
+    indices: Array,
+    targets: Array,
+    n_positions: usize,
+    len: usize,
+    /// Position of each trained token in the flattened batch, ascending.
+    pub host_indices: Vec<i32>,
+    /// Weight of each trained token.
+    pub host_weights: Vec<f32>,
+}
+
+impl TrainedPositions {
+    /// Picks the positions whose weight is not zero, in order, from a flattened `[b·l]` batch.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`]; [`Error::NoTrainedTokens`] when every weight is zero.
+    pub fn select(targets: &[i32], weights: &[f32]) -> Result<Self> {
+        if targets.len() != weights.len() {
+            return Err(Error::LengthMismatch {
+                what: "target weights",
+                expected: targets.len(),
+                found: weights.len(),
+            });
+        }
+        let host_indices: Vec<i32> = (0..targets.len())
+            .filter(|&i| weights[i] != 0.0)
+            .map(|i| i as i32)
+            .collect();
+        if host_indices.is_empty() {
+            return Err(Error::NoTrainedTokens { rows: targets.len() });
+        }
+        let picked: Vec<i32> = host_indices.iter().map(|&i| targets[i as usize]).collect();
+        let host_weights = host_indices.iter().map(|&i| weights[i as usize]).collect();
+        let len = host_indices.len();
+        Ok(Self {
+            indices: Array::from_slice(&host_indices, &[len as i32]),
+            targets: Array::from_slice(&picked, &[len as i32]),
+            n_positions: targets.len(),
+            len,
+            host_indices,
+            host_weights,
+        })
+    }
+
+    /// How many positions are trained.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Never true: [`select`](Self::select) refuses an empty choice.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What each trained position should predict, `[t]`.
+    pub fn targets(&self) -> &Array {
+        &self.targets
+    }
+
+    /// Weight of each trained position, `[t]`, f32.
+    pub fn weights(&self) -> Array {
+        Array::from_slice(&self.host_weights, &[self.len as i32])
+    }
+
+    /// Picks the trained positions of a `[b, l, ...]` array as `[t, ...]`.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] when `b·l` is not the number of positions these were chosen from.
+    pub fn gather(&self, values: &Array) -> Result<Array> {
+        let (rows, rest) = match values.shape() {
+            [b, l, rest @ ..] if (*b as usize) * (*l as usize) == self.n_positions => (b * l, rest),
+            found => {
+                return Err(Error::ShapeMismatch {
+                    what: "batch to gather from (rows × length)",
+                    expected: vec![self.n_positions as i32],
+                    found: found.to_vec(),
+                });
+            }
+        };
+        let mut flat = vec![rows];
+        flat.extend_from_slice(rest);
+        Ok(take_axis(values.reshape(&flat)?, &self.indices, 0)?)
+    }
+}
+
+/// Loss of one chunk, and the gradient of its objective with respect to its hidden states.
+struct Chunk {
+    nll: Array,
+    objective: Array,
+    gradient: Array,
+}
+
+fn chunk_size(chunk_tokens: usize) -> Result<i32> {
+    match i32::try_from(chunk_tokens) {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err(Error::OutOfRange {
+            name: "loss.chunk_tokens",
+            value: chunk_tokens as f64,
+            range: "1 to 2147483647",
+            row: None,
+        }),
+    }
+}
+
+fn chunk_loss<E>(
+    states: &Array,
+    head: &Head<'_, E>,
+    targets: &Array,
+    rows: std::ops::Range<i32>,
+    options: &TokenLossOptions,
+) -> Result<Chunk, E>
+where
+    E: From<Error> + std::fmt::Display,
+{
+    let rows = ops::arange::<_, i32>(rows.start, rows.end, 1).map_err(Error::from)?;
+    let states = take_axis(states, &rows, 0).map_err(Error::from)?; // [c, d]
+    let targets = take_axis(targets, &rows, 0).map_err(Error::from)?; // [c]
+    let logits = head(&states)?; // [c, v]
+    let (nll, objective, logit_gradient) = logit_loss(&logits, &targets, options)?;
+    let gradient = through_head(head, &states, logit_gradient)?;
+    Ok(Chunk {
+        nll,
+        objective,
+        gradient,
+    })
+}
+
+/// Loss of each row of logits, and the gradient of the objective with respect to them in their own dtype.
+fn logit_loss(logits: &Array, targets: &Array, options: &TokenLossOptions) -> Result<(Array, Array, Array)> {
+    let exact = logits.as_dtype(Dtype::Float32)?;
+    let log_z = exact.logsumexp_axis(-1, false)?;
+    let nll = log_z.subtract(target_logits(&exact, targets)?)?;
+    let objective = options.objective(&nll, &log_z, || Ok(exact.mean_axis(-1, false)?))?;
+    let gradient = logit_gradient(&exact, &log_z, targets, options)?.as_dtype(logits.dtype())?;
+    Ok((nll, objective, gradient))
+}
+
+/// `(1 + 2z·log Z)·p − (1 − ε)·onehot − ε/v`; the target's own entry is written last, so that `p − 1` keeps its relative
+/// precision when it is narrowed to 16 bits.
+fn logit_gradient(logits: &Array, log_z: &Array, targets: &Array, options: &TokenLossOptions) -> Result<Array> {
+    let vocabulary = logits.dim(-1) as f32;
+    let mut gradient = logits.subtract(log_z.expand_dims(-1)?)?.exp()?; // p
+    if options.z_loss != 0.0 {
+        let factor = log_z.multiply(scalar(2.0 * options.z_loss))?.add(scalar(1.0))?;
+        gradient = gradient.multiply(factor.expand_dims(-1)?)?;
+    }
+    if options.label_smoothing != 0.0 {
+        gradient = gradient.subtract(scalar(options.label_smoothing / vocabulary))?;
+    }
+    let index = targets.expand_dims(-1)?;
+    let at_target = take_along_axis(&gradient, &index, -1)?.subtract(scalar(1.0 - options.label_smoothing))?;
+    Ok(put_along_axis(&gradient, &index, &at_target, -1)?)
+}
+
+/// `headᵀ(logit_gradient)`. The head's own output is part of the traced function but nobody asks for it again, and lazy
+/// evaluation never computes what nobody asks for.
+fn through_head<E>(head: &Head<'_, E>, states: &Array, logit_gradient: Array) -> Result<Array, E>
+where
+    E: From<Error> + std::fmt::Display,
+{
+    let mut failure = None;
+    let traced = |inputs: &[Array]| match head(&inputs[0]) {
+        Ok(logits) => Ok(vec![logits]),
+        Err(error) => {
+            let message = Exception::custom(error.to_string());
+            failure = Some(error);
+            Err(message)
+        }
+    };
+    let outcome = fallible_vjp(traced, &[states.clone()], &[logit_gradient]);
+    match (outcome, failure) {
+        (_, Some(error)) => Err(error),
+        (Err(error), None) => Err(Error::from(error).into()),
+        (Ok((_, mut gradients)), None) => Ok(stop_gradient(gradients.swap_remove(0)).map_err(Error::from)?),
+    }
+}
+
+/// `objective` with the given gradient with respect to `states`: adds `Σ_d g·h − stop(Σ_d g·h)`, which is zero.
+fn with_gradient(objective: &Array, gradient: &Array, states: &Array) -> Result<Array> {
+    let carrier = gradient
+        .as_dtype(Dtype::Float32)?
+        .multiply(states.as_dtype(Dtype::Float32)?)?
+        .sum_axis(-1, false)?;
+    Ok(objective.add(carrier.subtract(stop_gradient(&carrier)?)?)?)
+}
+
+fn concatenate<'a>(parts: impl Iterator<Item = &'a Array>) -> Result<Array> {
+    let parts: Vec<&Array> = parts.collect();
+    match parts.as_slice() {
+        [only] => Ok((*only).clone()),
+        _ => Ok(ops::concatenate(&parts, 0)?),
+    }
+}
