@@ -1,0 +1,250 @@
+//! Everything that can go wrong on a model's way in or out.
+
+use std::path::PathBuf;
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Every failure of this crate: what was wrong, where, and the way out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file system said no.
+    #[error("{}: {source}{}", path.display(), way_out(source))]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A dtype that weights are not stored in.
+    #[error("dtype {found:?} is unknown: expected bf16, f16 or f32")]
+    UnknownDtype {
+        /// What was asked for.
+        found: String,
+    },
+    /// The destination of a conversion is taken.
+    #[error("{} exists already and is not empty: choose another place, or remove it first", path.display())]
+    OutputExists {
+        /// The destination.
+        path: PathBuf,
+    },
+    /// A folder that we made has since been changed.
+    #[error(
+        "{}: {} {what} since it was made by planish\nremove the folder and repeat the command: rm -r '{}'",
+        folder.display(), file, folder.display()
+    )]
+    Altered {
+        /// The folder.
+        folder: PathBuf,
+        /// Name of the file in it.
+        file: String,
+        /// How it changed, such as "is gone".
+        what: &'static str,
+    },
+    /// The download of a package failed.
+    #[error("{0}")]
+    Package(#[from] wheel_fetch::Error),
+    /// Python, whose pip is the downloader, could not be started.
+    #[error(
+        "python3 could not be started ({source}); its pip downloads {package}\n\
+         install Python 3 with pip (Debian: apt-get install python3-pip; macOS: xcode-select --install) and try:\n  {command}"
+    )]
+    NoPython {
+        /// The package that was wanted.
+        package: String,
+        /// The exact command to try by hand.
+        command: String,
+        /// Why the interpreter did not start.
+        source: std::io::Error,
+    },
+    /// A file of a package is not the one that was pinned.
+    #[error(
+        "{}: SHA-256 is {found}, but {expected} is pinned for {package}\n\
+         the file was altered: remove it if it is still there, and repeat the command: rm -f '{}'",
+        file.display(), file.display()
+    )]
+    PackageHash {
+        /// The package.
+        package: String,
+        /// The file.
+        file: PathBuf,
+        /// The pinned hash.
+        expected: String,
+        /// The hash of what is there.
+        found: String,
+    },
+    /// The file is something else.
+    #[error("{}: not a GGUF file: it begins with \"{found}\", expected \"GGUF\"", path.display())]
+    NotGguf {
+        /// The file.
+        path: PathBuf,
+        /// Its first bytes, escaped.
+        found: String,
+    },
+    /// A version of GGUF that is not read.
+    #[error("{}: GGUF version {found}{}: versions 2 and 3 are read, little-endian", path.display(), if *big_endian { " (a big-endian file)" } else { "" })]
+    GgufVersion {
+        /// The file.
+        path: PathBuf,
+        /// The version field.
+        found: u32,
+        /// Whether it makes sense with its bytes reversed.
+        big_endian: bool,
+    },
+    /// The structure of a GGUF file is broken.
+    #[error("{}: broken GGUF file, at byte {at}: {message}\ndownload or convert the file again", path.display())]
+    MalformedGguf {
+        /// The file.
+        path: PathBuf,
+        /// Where reading stopped.
+        at: usize,
+        /// What was found and expected.
+        message: String,
+    },
+    /// A storage format of tensors that is not read.
+    #[error(
+        "{}: tensor {tensor:?} has {found}, which is not supported\n\
+         use a file with F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or Q2_K to Q6_K tensors", path.display()
+    )]
+    UnsupportedTensorType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        found: String,
+    },
+    /// A metadata key that the conversion needs is absent.
+    #[error("{}: the metadata key {key} is missing", path.display())]
+    MissingMetadata {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+    /// A metadata value has the wrong type.
+    #[error("{}: {key} is {found}, expected {expected}", path.display())]
+    MetadataType {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// The value and its type.
+        found: String,
+        /// What is accepted.
+        expected: &'static str,
+    },
+    /// A metadata value asks for something that planish does not have; ignoring it would give wrong numbers.
+    #[error("{}: {key} = {found} is not supported: {reason}", path.display())]
+    UnsupportedMetadata {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What is supported, or what to do.
+        reason: String,
+    },
+    /// A tensor that has no place in such a model.
+    #[error("{}: tensor {tensor:?} has no place in a {architecture} model", path.display())]
+    UnexpectedTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The architecture that the file claims.
+        architecture: &'static str,
+    },
+    /// A tensor that the model needs is absent.
+    #[error("{}: tensor {tensor:?} is missing", path.display())]
+    MissingTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("{}: tensor {tensor:?} has shape {found:?}, expected {expected:?}", path.display())]
+    TensorShape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its shape, slowest axis first.
+        found: Vec<usize>,
+        /// The shape that follows from the configuration.
+        expected: Vec<usize>,
+    },
+    /// Rope factors that are not Llama 3's.
+    #[error(
+        "{}: the factors in tensor {tensor:?} follow no Llama 3 scaling; other scalings (longrope, yarn) are not supported",
+        path.display()
+    )]
+    UnsupportedRopeFactors {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: &'static str,
+    },
+    /// A weight is not a number, infinite, or too large for the dtype asked for.
+    #[error("{}: tensor {tensor:?}, element {index}: {value} {}", path.display(), no_image(*value, *dtype))]
+    WeightOutOfRange {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Index into the flattened tensor.
+        index: usize,
+        /// The value.
+        value: f32,
+        /// The dtype it was to be stored in.
+        dtype: crate::Dtype,
+    },
+    /// A tokenizer that cannot be carried over without changing what it does.
+    #[error("{}: tokenizer: {problem}", path.display())]
+    UnsupportedTokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is not supported, by name.
+        problem: String,
+    },
+    /// The configuration of the model is not one that planish can compute.
+    #[error(transparent)]
+    Config(#[from] planish_core::Error),
+    /// A safetensors file could not be read or written.
+    #[error("{}: {message}", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What the safetensors crate said.
+        message: String,
+    },
+}
+
+/// Attaches a path to an [`std::io::Error`].
+pub(crate) fn io_at(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.into();
+    move |source| Error::Io { path, source }
+}
+
+fn way_out(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            "\nnothing was kept; free some space, or point PLANISH_CACHE to another disk, and repeat the command"
+        }
+        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+            "\ncheck the permissions, or point PLANISH_CACHE to a folder of yours"
+        }
+        _ => "",
+    }
+}
+
+fn no_image(value: f32, dtype: crate::Dtype) -> String {
+    if value.is_finite() {
+        format!("does not fit {dtype}: use bf16 or f32")
+    } else {
+        "is no finite number: the file is damaged".to_owned()
+    }
+}

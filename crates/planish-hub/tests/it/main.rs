@@ -1,0 +1,3 @@
+//! Integration tests of planish-hub, one module a subject.
+
+mod package;
