@@ -1,0 +1,3 @@
+//! Facts about whole logs, wheels and records.
+
+mod logs;
