@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::adapter::Refusal;
 use crate::tensors::{Dtype, HeaderProblem, LoadReport};
 
 /// Result of this crate.
@@ -103,6 +104,28 @@ pub enum Error {
         /// Element type.
         dtype: Dtype,
     },
+    /// An adapter cannot be used as it is; the refusal has a stable name.
+    #[error("{}: refused [{}]: {refusal}; {}", path.display(), refusal.id(), refusal.way_out())]
+    AdapterRefused {
+        /// The adapter's folder or file.
+        path: PathBuf,
+        /// Why, and the way out.
+        refusal: Box<Refusal>,
+    },
+    /// A folder is no adapter, or two.
+    #[error("{}: expected exactly one of adapters.safetensors (mlx-lm) and adapter_model.safetensors (PEFT), found {}", path.display(), if *both { "both" } else { "neither" })]
+    UnclearAdapter {
+        /// The folder.
+        path: PathBuf,
+        /// Whether both files are there.
+        both: bool,
+    },
+    /// The configuration of a model could not be read.
+    #[error("the model's configuration cannot be used")]
+    Config {
+        /// What is wrong with it.
+        source: Box<planish_core::Error>,
+    },
     /// A writer was given other tensors than it was created for.
     #[error("{}: {reason}", path.display())]
     WriterMisuse {
@@ -125,6 +148,21 @@ impl Error {
         Self::Write {
             path: path.to_path_buf(),
             source,
+        }
+    }
+
+    pub(crate) fn refused(path: &Path, refusal: Refusal) -> Self {
+        Self::AdapterRefused {
+            path: path.to_path_buf(),
+            refusal: Box::new(refusal),
+        }
+    }
+
+    /// The same refusal about another place: the input of a conversion, not its half-made output.
+    pub(crate) fn about(self, path: &Path) -> Self {
+        match self {
+            Self::AdapterRefused { refusal, .. } => Self::refused(path, *refusal),
+            other => other,
         }
     }
 

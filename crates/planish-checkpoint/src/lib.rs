@@ -1,12 +1,16 @@
 //! Tensor files, adapters and resumable run state on disk. No MLX.
 //!
 //! - [`tensors`]: strict reading and deterministic writing of safetensors files, single or sharded
+//! - [`adapter`]: trained updates in the layouts of mlx-lm and PEFT, and the lossless way between them
 //!
 //! Everything is written beside its destination, flushed, and renamed: a file either is whole or does not exist.
 //! Everything is read with suspicion: sizes, names, shapes and types are compared with what was expected before a byte
 //! is used, and an error names file and tensor.
 
+pub mod adapter;
 mod error;
+mod exact;
 pub mod tensors;
 
 pub use error::{Error, Result};
+pub use exact::ExactF64;

@@ -1,0 +1,102 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use planish_core::model_config::ModelConfig;
+
+use crate::error::{Error, Result};
+
+/// What must be known of a base model to check an adapter against it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseModel {
+    /// Number of transformer blocks.
+    pub n_layers: usize,
+    /// Whether the head shares the weights of the embedding.
+    pub tied_head: bool,
+    /// Modules that an adapter can attach to, by path.
+    pub modules: BTreeMap<String, BaseModule>,
+    /// SHA-256 of `config.json`, when it was read from a file.
+    pub config_sha256: Option<String>,
+    /// Where it was read from.
+    pub path_or_repo: Option<String>,
+}
+
+/// One module of a base model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BaseModule {
+    /// Rows of `lora_a`: the input size of a linear layer, the vocabulary of an embedding.
+    pub input_dims: usize,
+    /// Columns of `lora_b`: the output size of either.
+    pub output_dims: usize,
+    /// Whether it is an embedding.
+    pub is_embedding: bool,
+    /// Bits of the quantised weight, if it is quantised.
+    pub bits: Option<usize>,
+}
+
+impl BaseModel {
+    /// Reads the `config.json` of a model folder.
+    ///
+    /// # Errors
+    /// [`Error::Read`]; [`Error::Config`] when the configuration cannot be understood.
+    pub fn open(model_dir: &Path) -> Result<Self> {
+        let path = model_dir.join("config.json");
+        let config = ModelConfig::from_file(&path).map_err(|source| Error::Config {
+            source: Box::new(source),
+        })?;
+        let sha256 = planish_core::hash::sha256_file(&path).map_err(|e| Error::read(&path, e))?;
+        let path_or_repo = Some(model_dir.display().to_string());
+        Ok(Self {
+            config_sha256: Some(sha256),
+            path_or_repo,
+            ..Self::from_config(&config)
+        })
+    }
+
+    /// The modules of such a model.
+    pub fn from_config(config: &ModelConfig) -> Self {
+        let bits = |path: &str| {
+            config
+                .quantization
+                .as_ref()
+                .and_then(|q| q.for_module(path))
+                .map(|layer| layer.bits)
+        };
+        let mut modules = BTreeMap::new();
+        for linear in config.block_linear_layers() {
+            let (input_dims, output_dims) = (linear.input_dims, linear.output_dims);
+            let module = BaseModule {
+                input_dims,
+                output_dims,
+                is_embedding: false,
+                bits: bits(&linear.path),
+            };
+            modules.insert(linear.path, module);
+        }
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let (embedding, head) = ("model.embed_tokens", "lm_head");
+        let module = BaseModule {
+            input_dims: vocab,
+            output_dims: hidden,
+            is_embedding: true,
+            bits: bits(embedding),
+        };
+        modules.insert(embedding.to_string(), module);
+        if !config.tie_word_embeddings {
+            let module = BaseModule {
+                input_dims: hidden,
+                output_dims: vocab,
+                is_embedding: false,
+                bits: bits(head),
+            };
+            modules.insert(head.to_string(), module);
+        }
+        let tied_head = config.tie_word_embeddings;
+        Self {
+            n_layers: config.n_layers,
+            tied_head,
+            modules,
+            config_sha256: None,
+            path_or_repo: None,
+        }
+    }
+}
