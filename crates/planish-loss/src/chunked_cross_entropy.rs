@@ -253,7 +253,7 @@ where
             Err(message)
         }
     };
-    let outcome = fallible_vjp(traced, &[states.clone()], &[logit_gradient]);
+    let outcome = fallible_vjp(traced, std::slice::from_ref(states), &[logit_gradient]);
     match (outcome, failure) {
         (_, Some(error)) => Err(error),
         (Err(error), None) => Err(Error::from(error).into()),
