@@ -1,0 +1,142 @@
+//! Everything that can go wrong in an export.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an export, or the check of a package, did not succeed. Nothing is left on disk after any of them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The destination already exists.
+    #[error("{path} already exists; choose another --out or remove it first")]
+    OutputExists {
+        /// The destination.
+        path: PathBuf,
+    },
+    /// The disk has less room than the package needs.
+    #[error("{path}: the package needs {} and only {} are free; make room or choose another disk",
+        planish_core::units::format_bytes(*needed), planish_core::units::format_bytes(*available))]
+    NoSpace {
+        /// The folder that would hold the package.
+        path: PathBuf,
+        /// Bytes of the package.
+        needed: u64,
+        /// Bytes that are free.
+        available: u64,
+    },
+    /// `config.json` is not that of a supported model.
+    #[error(transparent)]
+    Config(#[from] planish_core::Error),
+    /// The model or adapter files are not right.
+    #[error(transparent)]
+    Checkpoint(#[from] planish_checkpoint::Error),
+    /// The checkpoint lacks a tensor, or has it in another shape.
+    #[error("{file}: tensor {tensor}: {found}, expected {expected}")]
+    Tensor {
+        /// The model folder or file.
+        file: PathBuf,
+        /// Name of the tensor.
+        tensor: String,
+        /// What was there.
+        found: String,
+        /// What `config.json` asks for.
+        expected: String,
+    },
+    /// A weight is not a finite number.
+    #[error("{tensor}[{index}] is {value}: the checkpoint is damaged or training diverged; export an earlier one")]
+    NotFinite {
+        /// Name of the tensor.
+        tensor: String,
+        /// Index of the element, counted in row-major order.
+        index: usize,
+        /// `NaN`, `inf` or `-inf`.
+        value: f32,
+    },
+    /// A finite weight is too large for fp16.
+    #[error("{tensor}[{index}] is {value}, fp16 ends at ±65504: rescale this layer before the export")]
+    Fp16Range {
+        /// Name of the tensor.
+        tensor: String,
+        /// Index of the element, counted in row-major order.
+        index: usize,
+        /// The weight.
+        value: f32,
+    },
+    /// A setting does not fit the model.
+    #[error("{option}: {found} does not fit: {rule}")]
+    Option {
+        /// Name of the setting as the command line spells it.
+        option: &'static str,
+        /// Its value.
+        found: String,
+        /// What would fit.
+        rule: String,
+    },
+    /// Something the format or this exporter does not have.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// The thing.
+        what: String,
+    },
+    /// An operation was built with operands that it does not take.
+    #[error("operation {operation}: {problem}")]
+    Mil {
+        /// Operator, and name where it has one.
+        operation: String,
+        /// What does not fit.
+        problem: String,
+    },
+    /// A package on disk is damaged or breaks a rule of the format.
+    #[error("{path}: {problem}")]
+    BadPackage {
+        /// The file inside the package.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The written package computes something else than the model.
+    #[error("the package does not agree with the model: {problem}; nothing was written")]
+    CheckFailed {
+        /// The comparison and its numbers.
+        problem: String,
+    },
+    /// A fault of this crate, not of the input.
+    #[error("internal error: {problem}; please report it")]
+    Internal {
+        /// What should not have happened.
+        problem: String,
+    },
+}
+
+impl Error {
+    /// For `map_err`: an I/O error at a path.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn internal(problem: impl Into<String>) -> Self {
+        Self::Internal { problem: problem.into() }
+    }
+
+    pub(crate) fn bad_package(path: &Path, problem: impl Into<String>) -> Self {
+        Self::BadPackage { path: path.to_owned(), problem: problem.into() }
+    }
+
+    pub(crate) fn option(option: &'static str, found: impl ToString, rule: impl Into<String>) -> Self {
+        Self::Option { option, found: found.to_string(), rule: rule.into() }
+    }
+}

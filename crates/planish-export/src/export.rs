@@ -1,0 +1,244 @@
+//! The export from a model folder to packages on disk, top to bottom.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use planish_checkpoint::tensors::{LoadRules, TensorStore};
+use planish_core::{fs::AtomicDir, model_config::ModelConfig};
+use serde::Serialize;
+
+use crate::{
+    Error, Result,
+    graph::Decoder,
+    layout::{companion_files, plan_anemll, plan_monolith},
+    package::{PackageReport, PlannedPackage},
+    settings::{ExportOptions, Layout, MAX_PACKAGE_BYTES, Settings},
+    weights::{AdapterDelta, LayerError, WeightSource},
+};
+
+/// Tokenizer files that a host wants beside the packages.
+const TOKENIZER_FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"];
+
+/// What an export did.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExportReport {
+    /// The package, or the folder of packages.
+    pub path: PathBuf,
+    /// The numbers it settled on.
+    pub settings: Settings,
+    /// Each package.
+    pub packages: Vec<PackageReport>,
+    /// Bytes written, all files.
+    pub bytes: u64,
+    /// Error of each compressed weight; empty for fp16.
+    pub layer_errors: Vec<LayerError>,
+    /// What may go wrong on a device, or was missing from the model folder; each says what to change.
+    pub warnings: Vec<String>,
+}
+
+/// Writes a model folder as Core ML packages.
+///
+/// `out` is the `.mlpackage` itself for a monolith and the folder of packages for the ANEMLL layout; it must not exist. The
+/// adapter is merged in f32 before anything is rounded, unless [`ExportOptions::keep_adapter`] asks for functions of its
+/// own. Memory is bounded by a few pieces of one tensor; equal input gives equal bytes; on an error nothing is left.
+///
+/// # Errors
+/// [`Error::Config`] for a model of another kind (a mixture of experts, say); [`Error::Checkpoint`] for missing, unexpected
+/// or misshapen tensors; [`Error::Option`] for settings that do not fit; [`Error::NotFinite`] and [`Error::Fp16Range`] for
+/// weights that fp16 cannot hold; [`Error::OutputExists`]; [`Error::NoSpace`]; [`Error::Io`].
+pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportOptions) -> Result<ExportReport> {
+    let config_path = model.join("config.json");
+    let config = ModelConfig::from_file(&config_path)?;
+    if config.quantization.is_some() {
+        return Err(Error::Unsupported {
+            what: format!("{}: the export of an already quantised model (fuse it with --dequantize first)", model.display()),
+        });
+    }
+    check_destination(out, options)?;
+    let (settings, mut warnings) = Settings::new(&config, options)?;
+    let store = TensorStore::open(model)?;
+    warnings.extend(check_tensors(&store, &config)?);
+    check_adapter(&adapter, &config, options)?;
+
+    let (merged, kept) = match &options.keep_adapter {
+        Some(_) => (AdapterDelta::default(), adapter),
+        None => (adapter, AdapterDelta::default()),
+    };
+    let source = WeightSource::new(&store, merged)?;
+    let decoder = Decoder {
+        config: &config,
+        context: settings.context,
+        head_parts: settings.head_parts,
+        format: options.weights,
+        epsilon: config.rms_norm_eps.max(options.min_epsilon),
+        kept: options.keep_adapter.as_deref().map(|name| (name, &kept.lora)),
+    };
+    let planned = match settings.layout {
+        Layout::Monolith => vec![plan_monolith(&decoder, &settings, &file_name(out))?],
+        Layout::Anemll => plan_anemll(&decoder, &settings)?,
+    };
+    warnings.extend(planned.iter().filter_map(size_warning));
+    check_space(out, planned.iter().map(PlannedPackage::byte_len).sum())?;
+
+    let folder = AtomicDir::create(out).map_err(Error::io(out))?;
+    let (mut packages, mut layer_errors) = (Vec::new(), Vec::new());
+    for package in &planned {
+        let target = match settings.layout {
+            Layout::Monolith => folder.path().to_owned(),
+            Layout::Anemll => folder.path().join(&package.file_name),
+        };
+        let (report, errors) = package.write(&target, &source, &BTreeMap::new())?;
+        packages.push(report);
+        layer_errors.extend(errors);
+    }
+    if settings.layout == Layout::Anemll {
+        warnings.extend(write_companions(folder.path(), model, out, &decoder, &settings)?);
+    }
+    let bytes = size_of(folder.path())?;
+    folder.commit().map_err(Error::io(out))?;
+    Ok(ExportReport { path: out.to_owned(), settings, packages, bytes, layer_errors, warnings })
+}
+
+fn check_destination(out: &Path, options: &ExportOptions) -> Result<()> {
+    if out.exists() {
+        return Err(Error::OutputExists { path: out.to_owned() });
+    }
+    let is_package = out.extension().is_some_and(|e| e == "mlpackage");
+    match options.layout {
+        Layout::Monolith if !is_package => {
+            Err(Error::option("--out", out.display(), "a monolith is one package: end the name with .mlpackage"))
+        }
+        Layout::Anemll if is_package => {
+            Err(Error::option("--out", out.display(), "the anemll layout is a folder of packages: leave .mlpackage away"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Every tensor that the configuration asks for, in its shape; nothing else but what other tools leave behind.
+fn check_tensors(store: &TensorStore, config: &ModelConfig) -> Result<Vec<String>> {
+    let mut allow_unexpected = vec!["*.rotary_emb.inv_freq".to_owned()];
+    if config.tie_word_embeddings {
+        allow_unexpected.push("lm_head.weight".into());
+    }
+    let rules = LoadRules { allow_unexpected, ..LoadRules::default() };
+    let report = store.check(&config.expected_tensors(), &rules).into_result(store.path())?;
+    let tied = report.ignored.listed.iter().any(|name| name == "lm_head.weight");
+    let warning = "lm_head.weight is ignored: config.json ties the head to the embedding".to_owned();
+    Ok(tied.then_some(warning).into_iter().collect())
+}
+
+fn check_adapter(adapter: &AdapterDelta, config: &ModelConfig, options: &ExportOptions) -> Result<()> {
+    let linears = config.block_linear_layers();
+    for (module, delta) in &adapter.lora {
+        let unfit = |found: String, expected: &str| Error::Tensor {
+            file: "adapter".into(),
+            tensor: module.clone(),
+            found,
+            expected: expected.into(),
+        };
+        let Some(linear) = linears.iter().find(|l| l.path == *module) else {
+            return Err(unfit("an update of no linear layer".into(), "a linear layer of a decoder block"));
+        };
+        if delta.shape() != [linear.output_dims, linear.input_dims] {
+            let expected = format!("[{}, {}]", linear.output_dims, linear.input_dims);
+            return Err(unfit(format!("an update of {:?}", delta.shape()), &expected));
+        }
+    }
+    let specs = config.expected_tensors();
+    for (tensor, values) in &adapter.full {
+        let spec = specs.iter().find(|s| s.name == *tensor);
+        if spec.is_none_or(|s| s.shape.iter().product::<usize>() != values.len()) {
+            return Err(Error::Tensor {
+                file: "adapter".into(),
+                tensor: tensor.clone(),
+                found: format!("{} trained numbers", values.len()),
+                expected: spec.map_or("a tensor of the model".into(), |s| format!("{:?}", s.shape)),
+            });
+        }
+    }
+    let Some(name) = &options.keep_adapter else { return Ok(()) };
+    let rule = if options.layout != Layout::Monolith {
+        "adapters are kept as functions in the monolith layout only"
+    } else if adapter.lora.is_empty() || !adapter.full.is_empty() || adapter.lora.values().any(|d| d.is_dora()) {
+        "only a plain LoRA adapter can be kept beside the base weights; leave the flag away to merge it"
+    } else if !crate::mil::is_identifier(&format!("infer_{name}")) {
+        "use letters, digits and underscores"
+    } else {
+        return Ok(());
+    };
+    Err(Error::option("--keep-adapter", name, rule))
+}
+
+fn size_warning(package: &PlannedPackage) -> Option<String> {
+    let bytes = package.plan.file_len();
+    (bytes > MAX_PACKAGE_BYTES).then(|| {
+        format!(
+            "{} has {} of weights; above about {} the Neural Engine is reported to be left silently: use --layout anemll with more --chunks, or compressed --weights",
+            package.file_name,
+            planish_core::units::format_bytes(bytes),
+            planish_core::units::format_bytes(MAX_PACKAGE_BYTES)
+        )
+    })
+}
+
+/// Refuses before the first byte when the disk cannot hold the result.
+fn check_space(out: &Path, needed: u64) -> Result<()> {
+    let existing = out.ancestors().skip(1).find(|p| p.is_dir()).unwrap_or(Path::new("."));
+    let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
+    let disk = rustix::fs::statvfs(existing).map_err(|e| Error::io(existing)(e.into()))?;
+    let available = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if available < needed {
+        return Err(Error::NoSpace { path: existing.to_owned(), needed, available });
+    }
+    Ok(())
+}
+
+fn write_companions(
+    folder: &Path,
+    model: &Path,
+    out: &Path,
+    decoder: &Decoder,
+    settings: &Settings,
+) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    for name in TOKENIZER_FILES {
+        let from = model.join(name);
+        if from.is_file() {
+            fs::copy(&from, folder.join(name)).map_err(Error::io(&from))?;
+        } else if name.starts_with("tokenizer") {
+            warnings.push(format!("the model folder has no {name}: a host cannot turn text into tokens"));
+        }
+    }
+    for (name, text) in companion_files(decoder, settings, &file_name(out), &tokenizer_class(model)) {
+        let path = folder.join(name);
+        fs::write(&path, text).map_err(Error::io(&path))?;
+    }
+    Ok(warnings)
+}
+
+fn tokenizer_class(model: &Path) -> String {
+    let read = || -> Option<String> {
+        let text = fs::read_to_string(model.join("tokenizer_config.json")).ok()?;
+        let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+        Some(json.get("tokenizer_class")?.as_str()?.to_owned())
+    };
+    read().unwrap_or_else(|| "PreTrainedTokenizerFast".into())
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+}
+
+fn size_of(folder: &Path) -> Result<u64> {
+    let mut total = 0;
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let entry = entry.map_err(Error::io(folder))?;
+        let metadata = entry.metadata().map_err(Error::io(folder))?;
+        total += if metadata.is_dir() { size_of(&entry.path())? } else { metadata.len() };
+    }
+    Ok(total)
+}

@@ -1,0 +1,15 @@
+//! From checkpoint tensors to blobs of the weight file, in pieces of a few megabytes.
+
+mod adapter;
+mod compress;
+mod kmeans;
+mod plan;
+mod source;
+mod stream;
+
+pub use adapter::{AdapterDelta, LoraDelta};
+pub use compress::{Compressed, WeightFormat, compress, dequantize};
+pub use kmeans::palettize;
+pub use plan::{Encoded, WeightPlan};
+pub use source::WeightSource;
+pub use stream::{LayerError, stream};
