@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A program: its output is its purpose.
 
 mod check;
+mod configuration_page;
 mod mlx;
 mod repo;
 mod tidy;
@@ -24,6 +25,8 @@ enum Command {
     Check(check::Args),
     /// Check what the compiler does not: layering, file hygiene, the list of crates
     Tidy,
+    /// Write the pages under docs/ that are generated
+    Docs,
     /// Fetch or list the prebuilt MLX
     #[command(subcommand)]
     Mlx(mlx::Command),
@@ -45,6 +48,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Check(args) => check::run(&args),
         Command::Tidy => tidy::run(),
+        Command::Docs => configuration_page::write(),
         Command::Mlx(command) => mlx::run(&command),
     }
 }

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use wheel_fetch::mlx::{Flavour, VERSION, prefix, wheel_file};
 
 #[derive(Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Download a prebuilt MLX (hash-checked) into the cache, so that later builds need no network
     Fetch {
         /// Which one; without it, the one for this machine
@@ -16,13 +16,19 @@ pub enum Command {
     List,
 }
 
-pub fn run(command: &Command) -> Result<()> {
+pub(crate) fn run(command: &Command) -> Result<()> {
     match command {
         Command::Fetch { target } => fetch(target.as_deref()),
         Command::List => {
             for flavour in Flavour::ALL {
                 let wheel = flavour.mlx();
-                println!("{:<22} {} {} {}", flavour.name(), wheel.package, wheel.platform, wheel.sha256);
+                println!(
+                    "{:<22} {} {} {}",
+                    flavour.name(),
+                    wheel.package,
+                    wheel.platform,
+                    wheel.sha256
+                );
             }
             Ok(())
         }
@@ -50,12 +56,20 @@ fn this_machine() -> Result<Flavour> {
         let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
         return Ok(Flavour::for_target("macos", std::env::consts::ARCH, false, version)?);
     }
-    Ok(Flavour::for_target(std::env::consts::OS, std::env::consts::ARCH, false, (0, 0))?)
+    Ok(Flavour::for_target(
+        std::env::consts::OS,
+        std::env::consts::ARCH,
+        false,
+        (0, 0),
+    )?)
 }
 
 fn by_name(name: &str) -> Result<Flavour> {
     let Some(flavour) = Flavour::ALL.into_iter().find(|flavour| flavour.name() == name) else {
-        bail!("no target {name:?}; one of: {}", Flavour::ALL.map(Flavour::name).join(", "));
+        bail!(
+            "no target {name:?}; one of: {}",
+            Flavour::ALL.map(Flavour::name).join(", ")
+        );
     };
     Ok(flavour)
 }

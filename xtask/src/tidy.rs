@@ -5,7 +5,7 @@ mod layers;
 
 use anyhow::{Context, Result, bail};
 
-use crate::repo;
+use crate::{configuration_page, repo};
 
 /// One broken rule.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,6 +36,12 @@ impl Finding {
 
 pub(crate) fn run() -> Result<()> {
     let mut findings = file_findings()?;
+    if !configuration_page::is_current() {
+        findings.push(Finding::error(
+            configuration_page::PATH,
+            "is out of date: run cargo xtask docs",
+        ));
+    }
     findings.extend(crate_findings()?);
     for finding in &findings {
         let kind = if finding.is_advice { "advice" } else { "error" };

@@ -49,7 +49,10 @@ pub(super) fn check_text(path: &str, text: &str) -> Vec<Finding> {
     if is_library_source(path) {
         findings.extend(printing(path, text));
     }
-    let n_lines = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).count();
+    let n_lines = text
+        .lines()
+        .take_while(|line| !line.starts_with("#[cfg(test)]"))
+        .count();
     if path.ends_with(".rs") && n_lines > LONG_FILE_LINES {
         findings.push(Finding::advice(path, format!("{n_lines} lines: is it one idea?")));
     }

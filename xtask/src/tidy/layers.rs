@@ -199,13 +199,19 @@ fn check_layer(graph: &Graph, package: &Package) -> Vec<Finding> {
         .collect()
 }
 
-/// Every crate has its place in the map that a newcomer reads.
+/// Every crate has its place in the map that a newcomer reads, by its name or, for `planish-examples` and its like, by its
+/// folder at the root.
 pub(crate) fn check_listed(graph: &Graph, architecture: &str) -> Vec<Finding> {
     graph
         .member_packages()
-        .filter(|(_, package)| !architecture.contains(&format!("`{}`", package.name)))
+        .filter(|(_, package)| !is_mentioned(&package.name, architecture))
         .map(|(_, package)| Finding::error("ARCHITECTURE.md", format!("does not mention `{}`", package.name)))
         .collect()
+}
+
+fn is_mentioned(name: &str, architecture: &str) -> bool {
+    let folder = name.strip_prefix("planish-").unwrap_or(name);
+    architecture.contains(&format!("`{name}`")) || architecture.contains(&format!("`{folder}/`"))
 }
 
 fn list(value: &Value) -> &[Value] {

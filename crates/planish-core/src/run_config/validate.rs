@@ -76,7 +76,7 @@ impl RunConfig {
         }
 
         at_least("loss.chunk_tokens", loss.chunk_tokens, 1)?;
-        positive("loss.distrust.alpha", Some(distrust.alpha))?;
+        rule("loss.distrust.alpha", distrust.alpha, (2.3..=3.0).contains(&distrust.alpha), "from 2.3 to 3")?;
         share("loss.distrust.floor", distrust.floor)?;
         rule("loss.distrust.cap", distrust.cap, distrust.cap > 1.0, "above 1")?;
         if let Some(lambda) = distrust.lambda {
@@ -197,7 +197,7 @@ mod tests {
                 "at most optimizer.learning_rate = 0.0001",
             ),
             ("loss.chunk_tokens=0", "at least 1"),
-            ("loss.distrust.alpha=0", "above 0"),
+            ("loss.distrust.alpha=2", "from 2.3 to 3"),
             ("loss.distrust.floor=1", "at least 0 and below 1"),
             ("loss.distrust.cap=1", "above 1"),
             ("checkpoint.every=0", "at least 1"),
