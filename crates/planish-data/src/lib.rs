@@ -1,0 +1,45 @@
+//! From JSONL rows to padded or packed batches with a loss mask. No MLX, nothing printed.
+//!
+//! [`Splits`] or [`Dataset`] read rows, [`ChatTemplate`] renders them, [`Tokenizer`] encodes them, [`BatchPlan`] cuts
+//! them into the micro-batches of optimizer windows. Lengths are in tokens, shapes are `[rows, length]`.
+
+mod batch;
+mod dataset;
+mod error;
+mod format;
+mod json;
+mod ladder;
+mod limit;
+mod lines;
+mod mask;
+mod options;
+mod order;
+mod packing;
+mod plan;
+mod provenance;
+mod python;
+mod record;
+mod report;
+mod splits;
+mod store;
+mod template;
+mod tokenizer;
+
+pub use batch::{Batch, Segment};
+pub use dataset::{Dataset, Example, ExampleTokens, Side};
+pub use error::{Error, Result, RowError, RowErrorKind};
+pub use format::{FieldNames, Format};
+pub use ladder::{Ladder, Rungs};
+pub use mask::Straddling;
+pub use options::{DataOptions, MissingProvenance, OnPrefixViolation, OnRowError, Overlong, Train};
+pub use plan::{BatchPlan, Cursor, PlanOptions, PlanSummary, ShapeCount, Window};
+pub use provenance::{EVIDENCE_KINDS, Provenance, Scoring, shannon_bits};
+pub use record::Role;
+pub use report::{DataReport, LengthStats};
+pub use splits::{Leak, Split, SplitFiles, Splits};
+pub use template::{ChatTemplate, TemplateOptions};
+pub use tokenizer::{DecodeStream, Encoded, Tokenizer};
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

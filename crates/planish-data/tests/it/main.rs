@@ -1,0 +1,8 @@
+//! Integration tests: files in, batches out.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod support;
+
+mod masking;
+mod planning;
+mod reading;
