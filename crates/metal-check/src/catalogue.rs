@@ -1,6 +1,6 @@
 //! The catalogue of failures: one table, `rules.toml`, compiled into the crate.
 
-use regex::Regex;
+use regex::{Regex, RegexSet};
 use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
@@ -100,7 +100,7 @@ pub struct Entry {
 #[derive(Debug)]
 pub(crate) struct Rule {
     pub(crate) text: Vec<Regex>,
-    pub(crate) line: Vec<Regex>,
+    pub(crate) line: Vec<String>,
     pub(crate) near: Option<Regex>,
     pub(crate) unless: Option<Regex>,
     pub(crate) strength: Strength,
@@ -114,6 +114,32 @@ pub fn entries() -> &'static [Entry] {
     static TABLE: LazyLock<Vec<Entry>> =
         LazyLock::new(|| load(include_str!("../rules.toml")).expect("the committed table"));
     &TABLE
+}
+
+/// All rules over single lines as one set, which a line is matched against at once.
+pub(crate) struct LineRules {
+    pub(crate) patterns: RegexSet,
+    /// For each pattern the place of its entry in the table, and its rule.
+    pub(crate) owners: Vec<(usize, &'static Rule)>,
+}
+
+/// See [`LineRules`].
+pub(crate) fn line_rules() -> &'static LineRules {
+    static RULES: LazyLock<LineRules> = LazyLock::new(|| {
+        let all = entries()
+            .iter()
+            .enumerate()
+            .flat_map(|(rank, entry)| entry.rules.iter().map(move |rule| (rank, rule)));
+        let (patterns, owners): (Vec<&str>, Vec<_>) = all
+            .flat_map(|(rank, rule)| rule.line.iter().map(move |pattern| (pattern.as_str(), (rank, rule))))
+            .unzip();
+        #[allow(clippy::expect_used)] // the committed table, checked by `every_rule_compiles`
+        LineRules {
+            patterns: RegexSet::new(patterns).expect("the committed table"),
+            owners,
+        }
+    });
+    &RULES
 }
 
 /// The entry of one code.
@@ -195,11 +221,7 @@ fn compile_rule(raw: &RawRule) -> Result<Rule, String> {
     let squeezed = |pattern: &String| regex(&format!("(?six){pattern}"));
     Ok(Rule {
         text: raw.text.iter().map(squeezed).collect::<Result<_, _>>()?,
-        line: raw
-            .line
-            .iter()
-            .map(|pattern| regex(&format!("(?i){pattern}")))
-            .collect::<Result<_, _>>()?,
+        line: raw.line.iter().map(|pattern| format!("(?i){pattern}")).collect(),
         near: raw.near.as_ref().map(squeezed).transpose()?,
         unless: raw.unless.as_ref().map(squeezed).transpose()?,
         strength: raw.strength,
@@ -220,6 +242,7 @@ mod tests {
     fn every_rule_compiles() {
         let table = load(include_str!("../rules.toml")).unwrap();
         assert!(table.len() > 40);
+        assert!(line_rules().owners.len() > 100);
     }
 
     #[test]

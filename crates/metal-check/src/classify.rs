@@ -212,17 +212,38 @@ fn collect_finds(sorted: &Sorted) -> Vec<Find> {
                     add(first, last);
                 }
             }
-            for (index, line) in sorted.live() {
-                if rule.line.iter().any(|pattern| pattern.is_match(line)) {
-                    add(index, index);
-                }
-            }
         }
     }
+    finds.extend(line_finds(sorted));
     finds.extend(split_finds(sorted));
     finds.extend(parity::failures(sorted));
     finds.extend(markers::bare_errors(sorted));
     finds.sort_by_key(|find| (find.first, find.strength, find.rank));
+    finds
+}
+
+/// Where the rules over single lines match.
+fn line_finds(sorted: &Sorted) -> Vec<Find> {
+    let rules = catalogue::line_rules();
+    let mut finds = Vec::new();
+    for (index, line) in sorted.live().filter(|(index, _)| sorted.kinds[*index] == Kind::Plain) {
+        let line = line.trim_start();
+        for matched in rules.patterns.matches(line) {
+            let (rank, rule) = rules.owners[matched];
+            let entry = &catalogue::entries()[rank];
+            if !(entry.code == "RUN_OTHER" && markers::is_build_script_panic(line)) {
+                finds.push(Find {
+                    entry,
+                    rank,
+                    rule: Some(rule),
+                    first: index,
+                    last: index,
+                    strength: rule.strength,
+                    phase_only: rule.phase_only,
+                });
+            }
+        }
+    }
     finds
 }
 

@@ -117,13 +117,13 @@ fn strip_frame(text: &str) -> String {
     static FRAME: LazyLock<Option<Regex>> = LazyLock::new(|| {
         Regex::new(concat!(
             r"^(?:",
-            r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?\s", // CI time stamps
-            r"|\[?\d\d:\d\d:\d\d(?:[.,]\d+)?(?:AM|PM)?\]?\s",                        // clock
-            r"|\[\s*\+?\d+\.\d+s?\]\s",                                              // seconds since start
+            r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?(?:\s|$)", // CI time stamps
+            r"|\[?\d\d:\d\d:\d\d(?:[.,]\d+)?(?:AM|PM)?\]?(?:\s|$)",                        // clock
+            r"|\[\s*\+?\d+\.\d+s?\]\s",                                                    // seconds since start
             r"|\[(?:stderr|stdout|err|out)\]\s",
-            r"|\[[a-z][a-z0-9_-]* v?\d+\.\d+\.\d+[^\]]*\]\s", // cargo -vv: [mlx-sys 0.7.0]
-            r"|#\d+ \d+\.\d+ ",                               // docker build
-            r"|(?:[a-zA-Z][\w.-]*)\s*(?:> |\| )",             // nix, compose: name> text
+            r"|\[[a-z][a-z0-9_-]* v?\d+\.\d+\.\d+[^\]]*\](?:\s|$)", // cargo -vv: [mlx-sys 0.7.0]
+            r"|#\d+ \d+\.\d+ ",                                     // docker build
+            r"|(?:[a-zA-Z][\w.-]*)\s*(?:> |\| )",                   // nix, compose: name> text
             r"|##\[(?:error|group|endgroup|debug|command|section)\]|::(?:error|notice|group)(?: [^:]*)?::",
             r"|warning: [a-zA-Z][\w-]*@\d+\.\d+\.\d+\S*: ", // cargo relays a build script
             r"|cargo:{1,2}(?:warning|error)=",

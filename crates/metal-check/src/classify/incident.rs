@@ -57,20 +57,21 @@ enum Event<'a> {
     Found(&'a Find),
     Followed(usize, Cascade),
     Opened(usize, Option<Cascade>),
+    Succeeded(usize, Phase),
 }
 
 impl Event<'_> {
     fn index(&self) -> usize {
         match self {
             Event::Found(find) => find.first,
-            Event::Followed(index, _) | Event::Opened(index, _) => *index,
+            Event::Followed(index, _) | Event::Opened(index, _) | Event::Succeeded(index, _) => *index,
         }
     }
 }
 
 /// The incidents that did not recover, in the order of the log.
 pub(super) fn live_incidents(sorted: &Sorted, finds: &[Find]) -> Vec<Incident> {
-    let groups = group(sorted, &events(sorted, finds));
+    let groups = group(&events(sorted, finds));
     let judged: Vec<(Draft, bool)> = groups
         .into_iter()
         .map(|draft| (draft.recovered(sorted), draft))
@@ -116,6 +117,12 @@ fn events<'a>(sorted: &Sorted, finds: &'a [Find]) -> Vec<Event<'a>> {
             events.push(Event::Followed(index, cascade));
         }
     }
+    let successes = sorted
+        .unified
+        .iter()
+        .enumerate()
+        .filter_map(|(index, line)| Some((index, markers::success(line)?)));
+    events.extend(successes.map(|(index, phase)| Event::Succeeded(index, phase)));
     // At one line the finds come before the consequence.
     events.sort_by_key(|event| (event.index(), matches!(event, Event::Followed(..))));
     events
@@ -129,17 +136,21 @@ struct Draft {
     hint: Option<Phase>,
     has_consequence: bool,
     closed: bool,
+    /// Its phase succeeded afterwards: whatever comes is another incident.
+    sealed: bool,
+    /// `make` or ninja named the file that failed.
+    named_file: bool,
 }
 
 /// A consequence closes an incident that has a root; the next root opens another. Consequences before any root wait for it:
 /// a program that runs programs may print their standard output, with the summary, before their standard error.
-fn group(sorted: &Sorted, events: &[Event]) -> Vec<Draft> {
+fn group(events: &[Event]) -> Vec<Draft> {
     let mut groups: Vec<Draft> = Vec::new();
     let mut current = Draft::default();
     for event in events {
         match event {
             Event::Found(find) => {
-                if current.closed && !continues(sorted, &current, find) {
+                if current.sealed || (current.closed && !continues(&current, find)) {
                     groups.push(std::mem::take(&mut current));
                 }
                 current.lines.extend(find.span());
@@ -155,6 +166,9 @@ fn group(sorted: &Sorted, events: &[Event]) -> Vec<Draft> {
                 }
                 current.follow(*index, cascade.unwrap_or(Cascade::Unclear));
             }
+            Event::Succeeded(_, reached) => {
+                current.sealed |= !current.finds.is_empty() && covers(*reached, current.phase())
+            }
         }
     }
     groups.push(current);
@@ -162,14 +176,22 @@ fn group(sorted: &Sorted, events: &[Event]) -> Vec<Draft> {
     groups
 }
 
-/// A find on the line of the consequence itself, a bare error so far, or a headline whose text cargo repeats in a frame
-/// below it: still the same incident.
-fn continues(sorted: &Sorted, current: &Draft, find: &Find) -> bool {
+/// How far below a consequence the text may stand that explains a vague headline above it.
+const EXPLAINED_WITHIN: usize = 15;
+
+/// A find on the line of the consequence itself, or one that explains a headline of which only the phase was known, is
+/// still the same incident; unless `make` or ninja already named the failing file.
+fn continues(current: &Draft, find: &Find) -> bool {
     let Some(&last) = current.lines.last() else { return true };
-    let vague = current.finds.iter().all(|found| found.strength == Strength::Phase);
+    let vague = current.finds.iter().all(|found| found.strength > find.strength);
     last >= find.first
         || current.finds.iter().all(Find::is_unknown)
-        || (vague && markers::opens_frame(&sorted.unified[last]))
+        || (vague && !current.named_file && find.first - last <= EXPLAINED_WITHIN)
+}
+
+/// Whether a success at this phase means that the earlier phase is over.
+fn covers(reached: Phase, phase: Phase) -> bool {
+    reached >= phase && (phase != Phase::Toolchain || reached >= Phase::Configure)
 }
 
 impl Draft {
@@ -178,6 +200,7 @@ impl Draft {
         self.has_consequence = true;
         if let Cascade::Hints(phase) = cascade {
             self.hint.get_or_insert(phase);
+            self.named_file |= !self.finds.is_empty() && matches!(phase, Phase::Shader | Phase::Compile | Phase::Link);
         }
     }
 
@@ -254,11 +277,7 @@ impl Draft {
         if phase > Phase::Configure {
             return false;
         }
-        let reached = later().find(|(_, line)| {
-            markers::success(line).is_some_and(|reached| {
-                reached >= phase.max(Phase::Fetch) && (phase != Phase::Toolchain || reached >= Phase::Configure)
-            })
-        });
+        let reached = later().find(|(_, line)| markers::success(line).is_some_and(|reached| covers(reached, phase)));
         let Some((at, _)) = reached else { return false };
         let between = || sorted.unified[self.root_line() + 1..at].iter();
         let stopped =

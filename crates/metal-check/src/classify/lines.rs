@@ -1,7 +1,7 @@
 //! Which lines of a log can prove anything.
 
 use crate::text::{Line, unify_quotes};
-use regex::Regex;
+use regex::{Regex, RegexSet};
 use std::sync::LazyLock;
 
 /// What a line may be used for.
@@ -102,7 +102,7 @@ pub(super) fn sort(lines: Vec<Line>) -> Sorted {
 fn own_kind(line: &str) -> Kind {
     if PATTERNS.note.is_match(line) {
         Kind::Note
-    } else if PATTERNS.mute.iter().any(|pattern| pattern.is_match(line)) {
+    } else if PATTERNS.mute.is_match(line) {
         Kind::Mute
     } else {
         Kind::Plain
@@ -172,7 +172,7 @@ fn mute_quoted_source(lines: &[String], kinds: &mut [Kind]) {
 
 struct Patterns {
     note: Regex,
-    mute: Vec<Regex>,
+    mute: RegexSet,
     cmake_warning: Regex,
     other_job: Regex,
     rust_headline: Regex,
@@ -186,52 +186,57 @@ struct Patterns {
 
 static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| {
     Patterns {
-    note: regex(r"^(?:\S+:\d+:\d+: |\s*)note: |: note: "),
-    mute: [
-        // Warnings of compilers, linkers, CMake, cargo, pip and loggers.
-        r"(?i)(?:^|[\s:])warning: ",
-        r"(?i)^\s*cmake (?:deprecation )?warning",
-        r"(?i)^\s*(?:\[[^\]]*\b(?:warn|warning|info|debug|trace|notice)\b\s*\]|(?:warn|info|debug|trace|notice)\b\s*[:\]|-]?\s|\S* ?\b(?:INFO|DEBUG|TRACE)\b)",
-        r"(?i)^\s*\d{4}-\d\d-\d\d.{0,40}\b(?:WARN|WARNING|INFO|DEBUG|TRACE)\b",
-        // Hints, comments, shell traces, conditions: they mention a failure without having it.
-        r"(?i)^\s*(?:hint|help|tip|remark|example|see also|docs?)\s*[:>]",
-        r"^\s*(?://|# |/\*|<!--|\+ |\$ |% )",
-        r"(?i)\b(?:if (?:you|it|this) (?:see|get|fails|says|prints|reports)|in case of|would (?:fail|print|say)|used to (?:fail|say)|works around|workaround for|see issue)\b",
-        r"(?i)^\s*(?:echo|printf)\b",
-        // Reports of tests and checks that are fine, and values compared by a failed test.
-        r"(?i)\.\.\.\s*(?:ok|passed|yes|done|ignored|skipped)\b\s*$",
-        r"(?i)^\s*test \S+ \.\.\. ",
-        r"^\s*(?:left|right|expected|actual): ",
-        // Progress.
-        r"^\s*-- (?:Looking for|Performing Test|Check for|Checking|Found|Could NOT find|Detecting|The \w+ compiler|Building (?:with|MLX)|Configuring done|Generating done|Build files|Downloading|Using|Metal|Accelerate|Build type|Version|Determining|Try )",
-        r"^\s*-- [^:]*(?:not found|- Failed|- failed|- no)\s*$",
-        r"^\s*\[\s*\d+(?:/\d+|%)\] (?:Building|Compiling|Linking|Generating|Creating|Performing|No |Completed|Built|Running|Copying|Installing|Scanning|Re-)",
-        r"^\s*(?:make|gmake)(?:\[\d+\])?: (?:Entering|Leaving|Nothing|Warning)",
-        r"^\s*(?:Compiling|Downloading|Downloaded|Checking|Fresh|Updating|Locking|Adding|Blocking|Dirty|Documenting|Installing|Installed|Replacing|Packaging|Unpacking|Vendoring|Removing|Ignored|Scanning) ",
-        r"^\s*cargo:{1,2}[a-z]",
-        r"^\s*(?:remote: |Receiving objects:|Resolving deltas:|Cloning into|Submodule path|HEAD is now)",
-        r"^\s*(?:libtool: compile:|/\S+/(?:clang|clang\+\+|c\+\+|g\+\+|cc|ccache|metal|xcrun)\s+-)",
-        r"^\s*(?:clang|clang\+\+|c\+\+|g\+\+|cc|gcc|ar|ranlib|xcrun)\s+-",
-    ]
-    .iter()
-    .map(|pattern| regex(pattern))
-    .collect(),
-    cmake_warning: regex(r"(?i)^\s*cmake (?:deprecation )?warning"),
-    other_job: regex(r"^\s*\[\s*\d+(?:/\d+|%)\]|^make(?:\[\d+\])?: (?:Entering|Leaving)|^\s*(?:Compiling|Building|Checking|Fresh|Downloaded) "),
-    rust_headline: regex(r"^\s*(error|warning)(?:\[[\w:]+\])?: "),
-    rust_arrow: regex(r"^\s*-->\s+\S"),
-    rust_body: regex(r"^\s*(?:\d+\s*)?\||^\s*(?:-->|:::|=|\.\.\.)|^\s+\S|^(?:help|note): "),
-    caret: regex(r"^\s*(?:\|\s*)?[\^~][\^~\s]*$"),
-    gutter: regex(r"^\s*\d+\s*\|"),
-    diagnostic: regex(r"(?i)\berror\b|\bfatal\b|exception"),
-    python_frame: regex(r#"^\s*File "[^"]*", line \d+"#),
-}
+        note: regex(r"^(?:\S+:\d+:\d+: |\s*)note: |: note: "),
+        mute: set(&[
+            // Warnings of compilers, linkers, CMake, cargo, pip and loggers.
+            r"(?i)(?:^|[\s:])warning: ",
+            r"(?i)^\s*cmake (?:deprecation )?warning",
+            r"(?i)^\s*(?:\[[^\]]*\b(?:warn|warning|info|debug|trace|notice)\b\s*\]|(?:warn|info|debug|trace|notice)\b\s*[:\]|-]?\s)",
+            r"^\s*\S+ +(?:INFO|DEBUG|TRACE)\s",
+            r"(?i)^\s*\d{4}-\d\d-\d\d.{0,40}\b(?:WARN|WARNING|INFO|DEBUG|TRACE)\b",
+            // Hints, comments, shell traces, conditions: they mention a failure without having it.
+            r"(?i)^\s*(?:hint|help|tip|remark|example|see also|docs?)\s*[:>]",
+            r"^\s*(?://|# |/\*|<!--|\+ |\$ |% )",
+            r"(?i)\b(?:if (?:you|it|this) (?:see|get|fails|says|prints|reports)|in case of|would (?:fail|print|say)|used to (?:fail|say)|works around|workaround for|see issue)\b",
+            r"(?i)^\s*(?:echo|printf)\b",
+            // Reports of tests and checks that are fine, and values compared by a failed test.
+            r"(?i)\.\.\.\s*(?:ok|passed|yes|done|ignored|skipped)\b\s*$",
+            r"(?i)^\s*test \S+ \.\.\. ",
+            r"^\s*(?:left|right|expected|actual): ",
+            // Progress.
+            r"^\s*-- (?:Looking for|Performing Test|Check for|Checking|Found|Could NOT find|Detecting|The \w+ compiler|Building (?:with|MLX)|Configuring done|Generating done|Build files|Downloading|Using|Metal|Accelerate|Build type|Version|Determining|Try )",
+            r"^\s*-- [^:]*(?:not found|- Failed|- failed|- no)\s*$",
+            r"^\s*\[\s*\d+(?:/\d+|%)\] (?:Building|Compiling|Linking|Generating|Creating|Performing|No |Completed|Built|Running|Copying|Installing|Scanning|Re-)",
+            r"^\s*(?:make|gmake)(?:\[\d+\])?: (?:Entering|Leaving|Nothing|Warning)",
+            r"^\s*(?:Compiling|Downloading|Downloaded|Checking|Fresh|Updating|Locking|Adding|Blocking|Dirty|Documenting|Installing|Installed|Replacing|Packaging|Unpacking|Vendoring|Removing|Ignored|Scanning) ",
+            r"^\s*cargo:{1,2}[a-z]",
+            r"^\s*(?:remote: |Receiving objects:|Resolving deltas:|Cloning into|Submodule path|HEAD is now)",
+            r"^\s*(?:libtool: compile:|/\S+/(?:clang|clang\+\+|c\+\+|g\+\+|cc|ccache|metal|xcrun)\s+-)",
+            r"^\s*(?:clang|clang\+\+|c\+\+|g\+\+|cc|gcc|ar|ranlib|xcrun)\s+-",
+        ]),
+        cmake_warning: regex(r"(?i)^\s*cmake (?:deprecation )?warning"),
+        other_job: regex(
+            r"^\s*\[\s*\d+(?:/\d+|%)\]|^make(?:\[\d+\])?: (?:Entering|Leaving)|^\s*(?:Compiling|Building|Checking|Fresh|Downloaded) ",
+        ),
+        rust_headline: regex(r"^\s*(error|warning)(?:\[[\w:]+\])?: "),
+        rust_arrow: regex(r"^\s*-->\s+\S"),
+        rust_body: regex(r"^\s*(?:\d+\s*)?\||^\s*(?:-->|:::|=|\.\.\.)|^\s+\S|^(?:help|note): "),
+        caret: regex(r"^\s*(?:\|\s*)?[\^~][\^~\s]*$"),
+        gutter: regex(r"^\s*\d+\s*\|"),
+        diagnostic: regex(r"(?i)\berror\b|\bfatal\b|exception"),
+        python_frame: regex(r#"^\s*File "[^"]*", line \d+"#),
+    }
 });
 
 /// Constants of this file; a test compiles each of them.
 fn regex(pattern: &str) -> Regex {
     #[allow(clippy::expect_used)] // fixed text, compiled by every test of this module
     Regex::new(pattern).expect("a pattern of this file")
+}
+
+fn set(patterns: &[&str]) -> RegexSet {
+    #[allow(clippy::expect_used)] // as above
+    RegexSet::new(patterns).expect("patterns of this file")
 }
 
 #[cfg(test)]

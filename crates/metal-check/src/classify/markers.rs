@@ -3,7 +3,7 @@
 use super::incident::Find;
 use super::lines::{Kind, Sorted};
 use crate::catalogue::{self, Phase, Strength};
-use regex::Regex;
+use regex::{Regex, RegexSet};
 use std::sync::LazyLock;
 
 /// What a consequence line says about the root.
@@ -18,12 +18,9 @@ pub(super) enum Cascade {
 /// A consequence: `make` telling which target failed, cargo telling which build script did, an exit status.
 pub(super) fn cascade(line: &str) -> Option<Cascade> {
     let hinted = HINTED_CASCADES.iter().find(|(pattern, _)| pattern.is_match(line));
-    hinted.map(|(_, phase)| Cascade::Hints(*phase)).or_else(|| {
-        CASCADES
-            .iter()
-            .any(|pattern| pattern.is_match(line))
-            .then_some(Cascade::Unclear)
-    })
+    hinted
+        .map(|(_, phase)| Cascade::Hints(*phase))
+        .or_else(|| CASCADES.is_match(line).then_some(Cascade::Unclear))
 }
 
 /// Ninja prints the failed target before its output, so this line opens an incident.
@@ -31,9 +28,9 @@ pub(super) fn opens_target(line: &str) -> bool {
     line.trim_start().starts_with("FAILED: ")
 }
 
-/// Cargo shows the output of a failed build script below these lines.
-pub(super) fn opens_frame(line: &str) -> bool {
-    FRAME.is_match(line)
+/// Whether a build script's own panic reports what failed below it.
+pub(super) fn is_build_script_panic(line: &str) -> bool {
+    BUILD_SCRIPT_PANIC.is_match(line)
 }
 
 /// The furthest phase that such a line shows to have succeeded.
@@ -93,11 +90,8 @@ static DIAGNOSTIC: LazyLock<Regex> = LazyLock::new(|| {
     )
 });
 
-static FRAME: LazyLock<Regex> = LazyLock::new(|| {
-    regex(
-        r"(?i)failed to run custom build command|^\s*caused by:|process didn.t exit successfully|^\s*--- std(?:out|err)",
-    )
-});
+static BUILD_SCRIPT_PANIC: LazyLock<Regex> =
+    LazyLock::new(|| regex(r"(?i)\bpanicked at .*(?:build\.rs|/(?:cmake|cc|bindgen|pkg-config)-\d)"));
 
 static RETRY: LazyLock<Regex> =
     LazyLock::new(|| regex(r"(?i)\bretry(?:ing)?\b|\battempt \d+|\btrying again\b|^\s*cloning into|tries remaining"));
@@ -125,8 +119,8 @@ static HINTED_CASCADES: LazyLock<Vec<(Regex, Phase)>> = LazyLock::new(|| {
     .collect()
 });
 
-static CASCADES: LazyLock<Vec<Regex>> = LazyLock::new(|| {
-    [
+static CASCADES: LazyLock<RegexSet> = LazyLock::new(|| {
+    set(&[
         r"(?i)^\s*g?make(?:\[\d+\])?: \*\*\*",
         r"(?i)ninja: build stopped",
         r"(?i)^\s*(?:FAILED: |BUILD FAILED|\*\* BUILD FAILED \*\*)",
@@ -142,10 +136,7 @@ static CASCADES: LazyLock<Vec<Regex>> = LazyLock::new(|| {
         r"(?i)^\s*\d+ (?:errors?|warnings? and \d+ errors?) generated",
         r"(?i)^\s*error: (?:recipe|task) .* (?:failed|exit)",
         r"(?i)^\s*traceback \(most recent",
-    ]
-    .iter()
-    .map(|pattern| regex(pattern))
-    .collect()
+    ])
 });
 
 static SUCCESSES: LazyLock<Vec<(Regex, Phase)>> = LazyLock::new(|| {
@@ -164,6 +155,11 @@ static SUCCESSES: LazyLock<Vec<(Regex, Phase)>> = LazyLock::new(|| {
 fn regex(pattern: &str) -> Regex {
     #[allow(clippy::expect_used)] // fixed text, compiled by every test of this module
     Regex::new(pattern).expect("a pattern of this file")
+}
+
+fn set(patterns: &[&str]) -> RegexSet {
+    #[allow(clippy::expect_used)] // as above
+    RegexSet::new(patterns).expect("patterns of this file")
 }
 
 #[cfg(test)]
