@@ -56,6 +56,15 @@ pub enum Error {
         shape: Option<Vec<i32>>,
     },
 
+    /// Host kernels take and give f32, i32 and u32.
+    #[error("host kernel {kernel}: an array is {dtype:?}; expected Float32, Int32 or Uint32")]
+    HostKernelDtype {
+        /// Name of the kernel.
+        kernel: &'static str,
+        /// The refused type.
+        dtype: Dtype,
+    },
+
     /// A device kind that this machine or this build of MLX does not offer.
     #[error("MLX sees no {kind} device here; choose another device or a build of MLX that supports it")]
     DeviceUnavailable {
