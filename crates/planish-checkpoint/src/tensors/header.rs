@@ -291,7 +291,8 @@ impl<'de> Visitor<'de> for RawHeaderVisitor {
                 header.duplicate.get_or_insert(name.clone());
             }
             if name == "__metadata__" {
-                header.metadata = map.next_value()?;
+                // MLX writes null where there is no metadata.
+                header.metadata = map.next_value::<Option<_>>()?.unwrap_or_default();
             } else {
                 header.tensors.push((name, map.next_value()?));
             }
@@ -330,6 +331,12 @@ mod tests {
     #[test]
     fn empty_object_is_an_empty_file() {
         assert!(parse(&file("{}", 0), Path::new("x")).unwrap().entries.is_empty());
+    }
+
+    #[test]
+    fn metadata_may_be_null_as_mlx_writes_it() {
+        let header = parse(&file(r#"{"__metadata__":null}"#, 0), Path::new("x")).unwrap();
+        assert!(header.metadata.is_empty());
     }
 
     #[test]
