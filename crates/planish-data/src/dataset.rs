@@ -4,18 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Fault, Result, RowError, RowErrorKind};
 use crate::format::Format;
-use crate::json;
 use crate::limit::{Limited, Piece, count_targets, limit};
 use crate::lines::{Line, Lines};
 use crate::mask::{EndOfTurn, Masker, Sample, Samples};
 use crate::options::{DataOptions, MissingProvenance, OnRowError, Overlong, Train};
+use crate::prepare::{Row, located, row_of};
 use crate::provenance::Provenance;
-use crate::record::Record;
 use crate::report::{DataReport, LengthStats};
 use crate::store::TokenStore;
 use crate::template::ChatTemplate;
@@ -76,6 +74,8 @@ pub struct Example {
     pub margin: Option<f64>,
     /// Fields in its row; mlx-lm sorts by it.
     pub(crate) n_fields: usize,
+    /// Tokens that mlx-lm's mask passes over.
+    pub(crate) prompt_tokens: usize,
     at: usize,
 }
 
@@ -164,6 +164,11 @@ impl Dataset {
         self.provenance.get(self.examples.get(example)?.row)?.as_ref()
     }
 
+    /// The distrust fields of every row, one after another.
+    pub(crate) fn row_provenance(&self) -> impl Iterator<Item = Option<&Provenance>> {
+        self.provenance.iter().map(Option::as_ref)
+    }
+
     /// The tokens of an example.
     pub fn tokens(&self, example: usize) -> Result<ExampleTokens> {
         let Some(info) = self.examples.get(example) else {
@@ -217,86 +222,37 @@ fn next_block(lines: &mut Lines) -> std::io::Result<Vec<Line>> {
     Ok(block)
 }
 
-/// What one line gives, found without looking at any other line.
+/// What one line gives after the length limit.
 enum Prepared {
     Blank,
     Row(Box<PreparedRow>),
     Bad(RowError),
 }
 
+/// A row that is ready to be kept: everything that takes time has been done.
 struct PreparedRow {
-    format: Format,
-    provenance: Option<Provenance>,
-    extra_fields: Vec<String>,
-    n_fields: usize,
+    row: Row,
     /// Of the rendered ids, before any cut.
     hash: u128,
-    samples: Vec<(Limited, Option<Side>)>,
-    unrolled: bool,
-    margin: Option<f64>,
-    targets: usize,
-    straddling: crate::Straddling,
-    end_of_turn: EndOfTurn,
+    pieces: Vec<(Limited, Option<Side>)>,
 }
 
 fn prepare(line: &Line, masker: &Masker) -> Prepared {
-    let text = match std::str::from_utf8(&line.bytes) {
-        Ok(text) => text,
-        Err(_) if line.too_long => "",
-        Err(error) => {
-            let before = String::from_utf8_lossy(&line.bytes[..error.valid_up_to()]);
-            return Prepared::Bad(located(
-                line,
-                "",
-                before.chars().count() + 1,
-                not_utf8(&line.bytes, error.valid_up_to()),
-            ));
-        }
-    };
-    if line.too_long {
-        return Prepared::Bad(located(line, "", 1, too_long(masker.options.max_line_bytes)));
-    }
-    if text.trim_ascii().is_empty() {
-        return Prepared::Blank;
-    }
-    match prepare_row(text, line.terminated, masker) {
-        Ok(row) => Prepared::Row(Box::new(row)),
-        Err(fault) => {
-            let column = fault.column.unwrap_or_else(|| json::column_of(text, &fault.at));
-            Prepared::Bad(located(line, &fault.field(), column, fault))
-        }
+    let prepared =
+        row_of(line, masker).and_then(|row| row.map(|row| prepare_row(line, row, masker.options)).transpose());
+    match prepared {
+        Ok(None) => Prepared::Blank,
+        Ok(Some(row)) => Prepared::Row(Box::new(row)),
+        Err(error) => Prepared::Bad(error),
     }
 }
 
-fn prepare_row(text: &str, terminated: bool, masker: &Masker) -> Result<PreparedRow, Fault> {
-    let options = masker.options;
-    let object = json::parse_object(text, terminated)?;
-    let format = match options.format {
-        Some(format) => format,
-        None => options.fields.infer(&object)?,
-    };
-    let record = Record::from_row(&object, format, &options.fields)?;
-    let provenance = Provenance::from_row(&object)?;
-    let margin = match &record {
-        Record::Preference(pair) => pair.margin,
-        _ => None,
-    };
-    let samples = masker.samples(&record)?;
-    let parts = samples.as_slice();
-    let mut straddling = crate::Straddling::default();
-    parts.iter().for_each(|sample| straddling.add(&sample.straddling));
+fn prepare_row(line: &Line, row: Row, options: &DataOptions) -> Result<PreparedRow, RowError> {
+    let pieces = limited(&row.samples, row.format, options).map_err(|fault| located(line, "", 1, fault))?;
     Ok(PreparedRow {
-        format,
-        provenance,
-        extra_fields: extra_fields(&object, options),
-        n_fields: object.len(),
-        hash: hash_ids(parts),
-        targets: parts.iter().map(|sample| count_targets(&sample.trained)).sum(),
-        end_of_turn: parts.last().map_or(EndOfTurn::NotRendered, |sample| sample.end_of_turn),
-        unrolled: matches!(samples, Samples::Unrolled(_)),
-        straddling,
-        margin,
-        samples: limited(&samples, format, options)?,
+        hash: hash_ids(row.samples.as_slice()),
+        pieces,
+        row,
     })
 }
 
@@ -334,31 +290,6 @@ fn limited(samples: &Samples, format: Format, options: &DataOptions) -> Result<V
     }
 }
 
-fn extra_fields(object: &Map<String, Value>, options: &DataOptions) -> Vec<String> {
-    const USED: [&str; 14] = [
-        "system",
-        "tools",
-        "template_kwargs",
-        "margin",
-        "auth_weight",
-        "prov_entropy",
-        "source_type",
-        "evidence",
-        "scoring",
-        "scoring_method",
-        "year",
-        "citation_count",
-        "primary_source_count",
-        "metadata",
-    ];
-    let names = options.fields.known();
-    object
-        .keys()
-        .filter(|key| !USED.contains(&key.as_str()) && !names.contains(&key.as_str()))
-        .cloned()
-        .collect()
-}
-
 fn hash_ids(samples: &[Sample]) -> u128 {
     let mut digest = Sha256::new();
     for sample in samples {
@@ -367,41 +298,6 @@ fn hash_ids(samples: &[Sample]) -> u128 {
     }
     let bytes: [u8; 32] = digest.finalize().into();
     u128::from_le_bytes(std::array::from_fn(|index| bytes[index]))
-}
-
-fn located(line: &Line, field: &str, column: usize, fault: Fault) -> RowError {
-    RowError {
-        path: PathBuf::new(),
-        line: line.number,
-        column,
-        field: field.into(),
-        kind: fault.kind,
-        message: fault.message,
-        fix: fault.fix,
-    }
-}
-
-fn not_utf8(bytes: &[u8], at: usize) -> Fault {
-    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") || bytes.starts_with(b"\0{") {
-        return Fault::new(
-            RowErrorKind::Encoding,
-            "expected UTF-8, found UTF-16",
-            "save the file as UTF-8",
-        );
-    }
-    Fault::new(
-        RowErrorKind::Encoding,
-        format!("expected UTF-8, found the byte 0x{:02x}", bytes[at]),
-        "save the file as UTF-8",
-    )
-}
-
-fn too_long(limit: usize) -> Fault {
-    Fault::new(
-        RowErrorKind::LineTooLong,
-        format!("the line is longer than {limit} bytes"),
-        "split the row, or check that rows end with a line break",
-    )
 }
 
 /// Puts prepared rows together in file order; everything that depends on more than one row is decided here.
@@ -465,7 +361,7 @@ impl<'a> Loader<'a> {
             }
             Prepared::Row(row) => {
                 self.report.rows += 1;
-                match self.check_against_first(line.number, &row) {
+                match self.check_against_first(line.number, &row.row) {
                     Ok(()) => self.keep(line.number, *row)?,
                     Err(error) if error.kind == RowErrorKind::MixedFormat => {
                         self.errors.push(self.with_path(error));
@@ -512,7 +408,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    fn check_against_first(&mut self, line: usize, row: &PreparedRow) -> Result<(), RowError> {
+    fn check_against_first(&mut self, line: usize, row: &Row) -> Result<(), RowError> {
         let has_provenance = row.provenance.is_some();
         let error = |kind, message: String, fix: &str| RowError {
             path: PathBuf::new(),
@@ -581,39 +477,57 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    fn keep(&mut self, line: usize, row: PreparedRow) -> Result<()> {
+    fn keep(&mut self, line: usize, prepared: PreparedRow) -> Result<()> {
+        let PreparedRow { row, hash, pieces } = prepared;
+        let samples = row.samples.as_slice();
         let row_index = self.provenance.len();
         self.any_tools |= row.format == Format::Tools;
         self.all_tools &= row.format == Format::Tools;
-        self.report.targets_before_limit += row.targets;
-        self.report.straddling.add(&row.straddling);
-        self.report.unrolled_rows += usize::from(row.unrolled);
+        for sample in samples {
+            self.report.targets_before_limit += count_targets(&sample.trained);
+            self.report.straddling.add(&sample.straddling);
+            if self.end_of_turn == EndOfTurn::NotRendered {
+                self.end_of_turn = sample.end_of_turn;
+            }
+        }
+        self.report.unrolled_rows += usize::from(matches!(row.samples, Samples::Unrolled(_)));
         if row.provenance.is_none() && self.options.missing_provenance == MissingProvenance::Neutral {
             self.report.neutral_rows += 1;
         }
         for field in row.extra_fields {
             self.extra_fields.entry(field).or_insert(line);
         }
-        match self.row_hashes.get(&row.hash) {
+        match self.row_hashes.get(&hash) {
             Some(earlier) => self.report.duplicate(*earlier, line),
             None => {
-                self.row_hashes.insert(row.hash, line);
+                self.row_hashes.insert(hash, line);
             }
         }
-        if self.end_of_turn == EndOfTurn::NotRendered {
-            self.end_of_turn = row.end_of_turn;
-        }
+        let prompt_tokens = samples.first().map_or(0, |sample| sample.prompt_tokens);
         let before = self.examples.len();
-        let pieces = self.account(line, row.samples);
+        let pieces = self.account(line, pieces);
         let is_pair = pieces.first().is_some_and(|(_, side)| side.is_some());
-        let trains = |piece: &Piece| count_targets(&piece.trained) > 0;
+        // mlx-lm keeps rows that train nothing, and they take a place in its batches.
+        let keep_all = matches!(self.options.train, Train::MlxLm { .. });
+        let trains = |piece: &Piece| count_targets(&piece.trained) > 0 || (keep_all && !piece.ids.is_empty());
         let usable = if is_pair {
             pieces.iter().all(|(piece, _)| trains(piece))
         } else {
             true
         };
         for (piece, side) in pieces.into_iter().filter(|(piece, _)| usable && trains(piece)) {
-            self.push(line, row_index, row.n_fields, row.margin, &piece, side)?;
+            let example = Example {
+                line,
+                row: row_index,
+                n_tokens: piece.ids.len(),
+                n_targets: count_targets(&piece.trained),
+                side,
+                margin: row.margin,
+                n_fields: row.n_fields,
+                prompt_tokens,
+                at: 0,
+            };
+            self.push(example, &piece)?;
         }
         if self.examples.len() == before && self.report.dropped_lines.last() != Some(&line) {
             self.report.zero_target_lines.push(line);
@@ -648,34 +562,15 @@ impl<'a> Loader<'a> {
         pieces
     }
 
-    fn push(
-        &mut self,
-        line: usize,
-        row: usize,
-        n_fields: usize,
-        margin: Option<f64>,
-        piece: &Piece,
-        side: Option<Side>,
-    ) -> Result<()> {
+    fn push(&mut self, example: Example, piece: &Piece) -> Result<()> {
         self.digest.update((piece.ids.len() as u64).to_le_bytes());
         for (id, trained) in piece.ids.iter().zip(&piece.trained) {
             self.digest.update(id.to_le_bytes());
             self.digest.update([u8::from(*trained)]);
         }
-        let at = self
-            .store
-            .push(&piece.ids, &piece.trained)
-            .map_err(|error| Error::io(self.path, error))?;
-        self.examples.push(Example {
-            line,
-            row,
-            n_tokens: piece.ids.len(),
-            n_targets: count_targets(&piece.trained),
-            side,
-            margin,
-            n_fields,
-            at,
-        });
+        let stored = self.store.push(&piece.ids, &piece.trained);
+        let at = stored.map_err(|error| Error::io(self.path, error))?;
+        self.examples.push(Example { at, ..example });
         Ok(())
     }
 

@@ -27,6 +27,8 @@ pub(crate) struct Sample {
     pub(crate) straddling: Straddling,
     /// The token that ends the trained turns; `None` where the template writes none, or nothing was rendered.
     pub(crate) end_of_turn: EndOfTurn,
+    /// Tokens that mlx-lm's mask passes over; 0 for our own masks.
+    pub(crate) prompt_tokens: usize,
 }
 
 /// Tokens across the border of a trained span, counted.
@@ -84,6 +86,13 @@ impl Masker<'_> {
 
     /// Plain text: the tokenizer's own beginning, and an end of text.
     fn text(&self, text: &str) -> Result<Sample, Fault> {
+        if (self.options.train == Train::MlxLm { mask_prompt: true }) {
+            return Err(Fault::new(
+                RowErrorKind::Value,
+                "mlx-lm masks no prompt in plain text",
+                "leave out mask_prompt, or use chat or completions rows",
+            ));
+        }
         let mut encoded = self.tokenizer.encode_text(text).map_err(tokenizer_fault)?;
         if let Some(eos) = self.tokenizer.eos().filter(|eos| encoded.ids.last() != Some(eos)) {
             encoded.ids.push(eos);
@@ -324,6 +333,7 @@ impl Rendering<'_> {
             trained,
             straddling,
             end_of_turn: spans.last().map_or(EndOfTurn::NotRendered, |span| span.end_of_turn),
+            prompt_tokens: 0,
         })
     }
 
