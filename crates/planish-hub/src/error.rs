@@ -23,6 +23,12 @@ pub enum Error {
         /// What was asked for.
         found: String,
     },
+    /// A format that GGUF files are not written in.
+    #[error("format {found:?} is unknown: expected f32, f16, bf16, q8_0 or q4_0")]
+    UnknownExportFormat {
+        /// What was asked for.
+        found: String,
+    },
     /// The destination of a conversion is taken.
     #[error("{} exists already and is not empty: choose another place, or remove it first", path.display())]
     OutputExists {
@@ -283,6 +289,36 @@ pub enum Error {
         value: f32,
         /// The dtype it was to be stored in.
         dtype: crate::Dtype,
+    },
+    /// The bytes offered for a tensor do not fit its shape and type.
+    #[error("{}: tensor {tensor:?} of shape {shape:?} cannot be stored as {kind} in {found} bytes or blocks", path.display())]
+    TensorBytes {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Bytes given, or numbers that are no whole rows of blocks.
+        found: u64,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Its type.
+        kind: &'static str,
+    },
+    /// A model that GGUF, or the programs that read it, cannot hold as it is.
+    #[error("{}: {problem}", path.display())]
+    CannotExport {
+        /// The file of the model that says so.
+        path: PathBuf,
+        /// What cannot be held, by name, and what to do.
+        problem: String,
+    },
+    /// A file of JSON text that is not what it should be.
+    #[error("{}: {problem}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What was found and expected.
+        problem: String,
     },
     /// A tokenizer that cannot be carried over without changing what it does.
     #[error("{}: tokenizer: {problem}", path.display())]

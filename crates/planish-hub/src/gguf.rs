@@ -17,19 +17,25 @@
 mod architecture;
 mod blocks;
 pub mod config;
+mod export;
 mod import;
 mod metadata;
 mod names;
+mod quantize;
 mod reader;
 pub mod rows;
 mod tensor_type;
 pub mod tokenizer;
+mod weights;
+mod writer;
 
 pub use architecture::Architecture;
 pub use blocks::dequantize;
+pub use export::{ExportFormat, ExportReport, export_gguf};
 pub(crate) use import::import_into;
-pub use import::{ImportReport, import};
+pub use import::{ImportReport, check, import};
 pub use metadata::{Array, Metadata, Value};
 pub use names::gguf_name;
 pub use reader::{Gguf, TensorInfo};
 pub use tensor_type::TensorType;
+pub use writer::{TensorPlan, write};

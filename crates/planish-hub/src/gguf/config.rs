@@ -266,11 +266,7 @@ fn llama3_scaling(factors: &[f64], theta: f64, head_dim: u32) -> Option<Json> {
             )
         })
         .collect();
-    let (&(u0, s0), &(u1, s1)) = (slope.first()?, slope.last()?);
-    let steepness = (s0 - s1) / (u0 - u1);
-    let below = steepness * u0 - s0; // l/(h − l)
-    let high = round_to(1.0 + 1.0 / below, 1e-2);
-    let context = (steepness / below).round();
+    let (high, context) = fit(&slope)?;
     if !(high > 1.0 && high.is_finite() && (1.0..1e9).contains(&context)) {
         return None;
     }
@@ -291,6 +287,19 @@ fn llama3_scaling(factors: &[f64], theta: f64, head_dim: u32) -> Option<Json> {
             "original_max_position_embeddings": context as u64,
         })
     })
+}
+
+/// `h` and `c` for `l = 1`, from points `(1/λ, s)` of the slope.
+fn fit(slope: &[(f64, f64)]) -> Option<(f64, f64)> {
+    const USUAL_HIGH: f64 = 4.0;
+    let (&(u0, s0), &(u1, s1)) = (slope.first()?, slope.last()?);
+    if slope.len() == 1 {
+        // Any line through a single point computes the same: take the published `h`.
+        return Some((USUAL_HIGH, ((s0 * (USUAL_HIGH - 1.0) + 1.0) / u0).round()));
+    }
+    let steepness = (s0 - s1) / (u0 - u1);
+    let below = steepness * u0 - s0; // l/(h − l)
+    Some((round_to(1.0 + 1.0 / below, 1e-2), (steepness / below).round()))
 }
 
 /// Equal but for the rounding of f32 arithmetic in the program that computed the factors.

@@ -55,6 +55,14 @@ pub fn import(file: &Path, folder: &Path, dtype: Dtype, progress: &mut dyn Progr
     })
 }
 
+/// Whether a file can be imported, found out without reading a weight; the configuration of its model.
+///
+/// # Errors
+/// As [`import`], but for [`Error::WeightOutOfRange`] and the output.
+pub fn check(gguf: &Gguf) -> Result<ModelConfig> {
+    Model::plan(gguf, Dtype::F32).map(|model| model.parsed)
+}
+
 /// Writes the folder's files into an existing empty directory, without the final rename.
 pub(crate) fn import_into(
     gguf: &Gguf,
@@ -87,6 +95,7 @@ pub(crate) fn import_into(
 /// Everything that is decided before a single weight is read.
 struct Model<'a> {
     config: Map<String, Json>,
+    parsed: ModelConfig,
     tokenizer: tokenizer::HuggingFaceTokenizer,
     tensors: Vec<PlannedTensor<'a>>,
 }
@@ -110,6 +119,7 @@ impl<'a> Model<'a> {
         let tensors = plan_tensors(gguf, architecture, &parsed)?;
         Ok(Self {
             config,
+            parsed,
             tokenizer,
             tensors,
         })

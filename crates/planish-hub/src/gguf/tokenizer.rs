@@ -6,9 +6,11 @@
 
 mod from_gguf;
 mod pre_tokenizer;
+mod to_gguf;
 
 pub use from_gguf::{HuggingFaceTokenizer, from_gguf};
 pub use pre_tokenizer::PreTokenizer;
+pub use to_gguf::{GgufTokenizer, to_gguf};
 
 /// `tokenizer.ggml.token_type`: what kind of token an id is.
 mod token_type {

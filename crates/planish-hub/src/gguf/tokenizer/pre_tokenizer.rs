@@ -13,6 +13,8 @@ pub enum PreTokenizer {
     Llama3,
     /// Qwen2, Qwen2.5 and Qwen3: single digits, Unicode normalised to NFC.
     Qwen2,
+    /// Mistral Nemo and later: words split where capitals begin.
+    Tekken,
 }
 
 /// Contractions, words with one leading sign, one to three digits, signs with line ends, white space.
@@ -20,6 +22,9 @@ const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p
 /// The same with single digits.
 const QWEN2_PATTERN: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Words end before a capital; single digits.
+const TEKKEN_PATTERN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// One step of cutting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +39,7 @@ pub(super) enum Step {
 
 impl PreTokenizer {
     /// Every known rule.
-    pub const ALL: [Self; 4] = [Self::Gpt2, Self::SmolLm, Self::Llama3, Self::Qwen2];
+    pub const ALL: [Self; 5] = [Self::Gpt2, Self::SmolLm, Self::Llama3, Self::Qwen2, Self::Tekken];
 
     /// The names that GGUF files use, the one we write first.
     pub fn names(self) -> &'static [&'static str] {
@@ -43,6 +48,7 @@ impl PreTokenizer {
             Self::SmolLm => &["smollm"],
             Self::Llama3 => &["llama-bpe", "llama3", "llama-v3"],
             Self::Qwen2 => &["qwen2"],
+            Self::Tekken => &["tekken"],
         }
     }
 
@@ -53,7 +59,7 @@ impl PreTokenizer {
 
     /// Whether a word that is a token stays whole, whatever the merges say.
     pub(super) fn ignores_merges(self) -> bool {
-        self == Self::Llama3
+        matches!(self, Self::Llama3 | Self::Tekken)
     }
 
     /// Whether text is normalised to NFC first.
@@ -63,7 +69,7 @@ impl PreTokenizer {
 
     /// Whether the beginning-of-text token is added when the file does not say.
     pub(super) fn adds_bos_by_default(self) -> bool {
-        self == Self::Llama3
+        matches!(self, Self::Llama3 | Self::Tekken)
     }
 
     pub(super) fn steps(self) -> Vec<Step> {
@@ -72,6 +78,7 @@ impl PreTokenizer {
             Self::SmolLm => vec![Step::Digits, Step::ByteLevel { use_regex: true }],
             Self::Llama3 => vec![Step::Split(LLAMA3_PATTERN), Step::ByteLevel { use_regex: false }],
             Self::Qwen2 => vec![Step::Split(QWEN2_PATTERN), Step::ByteLevel { use_regex: false }],
+            Self::Tekken => vec![Step::Split(TEKKEN_PATTERN), Step::ByteLevel { use_regex: false }],
         }
     }
 
@@ -83,6 +90,24 @@ impl PreTokenizer {
 }
 
 impl Step {
+    /// Whether a component of a `tokenizer.json` does the same. `trim_offsets` moves offsets, not ids.
+    pub(super) fn describes(self, json: &Json) -> bool {
+        match self {
+            Self::Digits => json["type"] == "Digits" && json["individual_digits"] == true,
+            Self::Split(pattern) => {
+                json["type"] == "Split"
+                    && json["pattern"]["Regex"] == pattern
+                    && json["behavior"] == "Isolated"
+                    && json["invert"] != true
+            }
+            Self::ByteLevel { use_regex } => {
+                json["type"] == "ByteLevel"
+                    && json["add_prefix_space"] == false
+                    && json["use_regex"].as_bool().unwrap_or(true) == use_regex
+            }
+        }
+    }
+
     fn to_json(self) -> Json {
         match self {
             Self::Digits => json!({"type": "Digits", "individual_digits": true}),

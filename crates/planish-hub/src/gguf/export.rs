@@ -1,0 +1,399 @@
+//! A Hugging Face folder → a GGUF file that llama.cpp loads.
+
+use std::collections::HashSet;
+use std::f64::consts::PI;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use planish_core::model_config::{ModelConfig, ModelFamily, RopeConfig, RopeScaling, TensorSpec};
+
+use super::config::ROPE_FACTORS;
+use super::quantize::quantize;
+use super::rows::RowOrder;
+use super::weights::WeightFiles;
+use super::{Architecture, TensorPlan, TensorType, Value, gguf_name, tokenizer, write};
+use crate::{Dtype, Error, Event, Progress, Result, Stage};
+
+/// How the matrices of an exported file are stored; vectors (norms, biases) are always f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ExportFormat {
+    /// Exact for f32 weights.
+    F32,
+    /// Exact for f16 weights.
+    F16,
+    /// Exact for bf16 weights.
+    Bf16,
+    /// 8.5 bits a weight.
+    Q8_0,
+    /// 4.5 bits a weight; embedding and head, which suffer most, as `Q8_0`.
+    Q4_0,
+}
+
+impl ExportFormat {
+    /// Every format.
+    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0];
+
+    /// The short name, as on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
+        }
+    }
+
+    /// `general.file_type`, llama.cpp's number for the mixture.
+    fn file_type(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q4_0 => 2,
+            Self::Q8_0 => 7,
+            Self::Bf16 => 32,
+        }
+    }
+
+    /// How one tensor is stored.
+    fn kind(self, spec: &TensorSpec) -> TensorType {
+        let is_vocabulary = matches!(spec.name.as_str(), "model.embed_tokens.weight" | "lm_head.weight");
+        match (self, spec.shape.as_slice()) {
+            (_, [_]) | (Self::F32, _) => TensorType::F32,
+            (Self::Bf16, _) => TensorType::BF16,
+            // A row that is no whole number of blocks cannot be quantised.
+            (Self::Q8_0 | Self::Q4_0, [.., row]) if !row.is_multiple_of(32) => TensorType::F16,
+            (Self::F16, _) => TensorType::F16,
+            (Self::Q4_0, _) if !is_vocabulary => TensorType::Q4_0,
+            (Self::Q8_0 | Self::Q4_0, _) => TensorType::Q8_0,
+        }
+    }
+}
+
+impl fmt::Display for ExportFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for ExportFormat {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let known = Self::ALL
+            .into_iter()
+            .find(|format| format.name().eq_ignore_ascii_case(name));
+        known.ok_or_else(|| Error::UnknownExportFormat { found: name.to_owned() })
+    }
+}
+
+/// What an export did.
+#[derive(Clone, Debug)]
+pub struct ExportReport {
+    /// The file that was written.
+    pub file: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// Tensors in it.
+    pub n_tensors: usize,
+    /// What GGUF could not hold but changes no number.
+    pub notes: Vec<String>,
+}
+
+/// Writes the model of a Hugging Face folder as a GGUF file, with tokenizer and chat template. The file appears whole or
+/// not at all; one tensor is in memory at a time. An existing file is replaced.
+///
+/// # Errors
+/// [`Error::Config`] for another family; [`Error::CannotExport`] for what the format has no word for: a quantised base, a
+/// sliding window, biases that llama.cpp does not read; [`Error::UnsupportedTokenizer`]; [`Error::MissingTensor`],
+/// [`Error::UnexpectedTensor`], [`Error::TensorShape`], [`Error::WeightOutOfRange`], [`Error::Safetensors`], [`Error::Io`].
+pub fn export_gguf(
+    folder: &Path,
+    file: &Path,
+    format: ExportFormat,
+    progress: &mut dyn Progress,
+) -> Result<ExportReport> {
+    let config_path = folder.join("config.json");
+    let config = ModelConfig::from_file(&config_path)?;
+    refuse_unsayable(&config, &config_path)?;
+    let tokenizer = tokenizer::to_gguf(folder, &config)?;
+    let weights = WeightFiles::open(folder)?;
+    let mut notes = tokenizer.notes;
+    let sources = plan(&config, &weights, format, folder, &mut notes)?;
+
+    let mut metadata = general_metadata(&config, folder, format);
+    metadata.extend(model_metadata(&config));
+    metadata.extend(tokenizer.metadata);
+
+    let plans: Vec<TensorPlan> = sources.iter().map(|source| source.plan.clone()).collect();
+    let item = file.file_name().unwrap_or_default().to_string_lossy();
+    let total = sources.iter().map(|source| source.n_elements() as u64).sum::<u64>() * 4;
+    progress.report(Event::Began {
+        stage: Stage::Convert,
+        item: &item,
+        total_bytes: Some(total),
+    });
+    let mut done_bytes = 0;
+    write(file, &metadata, &plans, |i| {
+        let bytes = sources[i].bytes(&weights)?;
+        done_bytes += sources[i].n_elements() as u64 * 4;
+        progress.report(Event::Advanced { done_bytes });
+        Ok(bytes)
+    })?;
+    progress.report(Event::Ended);
+    let bytes = std::fs::metadata(file).map_err(crate::error::io_at(file))?.len();
+    Ok(ExportReport {
+        file: file.to_path_buf(),
+        bytes,
+        n_tensors: plans.len(),
+        notes,
+    })
+}
+
+/// One tensor of the file and what it is made from.
+struct Source {
+    plan: TensorPlan,
+    content: Content,
+}
+
+enum Content {
+    /// A tensor of the folder.
+    Weight { name: String, order: RowOrder },
+    /// Numbers that follow from the configuration.
+    Computed(Vec<f32>),
+}
+
+impl Source {
+    fn n_elements(&self) -> usize {
+        self.plan.shape.iter().product()
+    }
+
+    fn bytes(&self, weights: &WeightFiles) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        let (name, order) = match &self.content {
+            Content::Computed(values) => {
+                values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+                return Ok(out);
+            }
+            Content::Weight { name, order } => (name, *order),
+        };
+        let tensor = weights.get(name)?;
+        let row_len = match self.plan.shape.as_slice() {
+            [_] if order != RowOrder::Same => 1,
+            [.., row_len] => *row_len,
+            [] => 1,
+        };
+        let n_rows = self.n_elements() / row_len;
+        let mut values = vec![0.0; row_len];
+        for row in 0..n_rows {
+            let source = order.source(row, n_rows);
+            tensor.read_f32(source * row_len, &mut values);
+            quantize(self.plan.kind, &values, &mut out).map_err(|i| Error::WeightOutOfRange {
+                path: tensor.path.to_path_buf(),
+                tensor: name.clone(),
+                index: source * row_len + i,
+                value: values[i],
+                dtype: if self.plan.kind == TensorType::F32 {
+                    Dtype::F32
+                } else {
+                    Dtype::F16
+                },
+            })?;
+        }
+        Ok(out)
+    }
+}
+
+fn plan(
+    config: &ModelConfig,
+    weights: &WeightFiles,
+    format: ExportFormat,
+    folder: &Path,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Source>> {
+    let architecture = Architecture::of_family(config.family);
+    let specs = config.expected_tensors();
+    check_names(config, weights, &specs, folder, notes)?;
+    let mut sources = Vec::with_capacity(specs.len() + 1);
+    for spec in specs {
+        let found = weights.get(&spec.name)?.shape;
+        if found != spec.shape {
+            let (found, expected) = (found.to_vec(), spec.shape);
+            return Err(Error::TensorShape {
+                path: folder.to_path_buf(),
+                tensor: spec.name,
+                found,
+                expected,
+            });
+        }
+        // Every name of the supported families has its counterpart.
+        let Some(name) = gguf_name(&spec.name) else {
+            return Err(Error::MissingTensor {
+                path: folder.to_path_buf(),
+                tensor: spec.name,
+            });
+        };
+        let kind = format.kind(&spec);
+        if kind == TensorType::F16 && format != ExportFormat::F16 {
+            notes.push(format!(
+                "{name} is stored as F16: its rows are no whole number of blocks of 32"
+            ));
+        }
+        let order = row_order(architecture, config, &spec.name);
+        let plan = TensorPlan {
+            name,
+            shape: spec.shape,
+            kind,
+        };
+        sources.push(Source {
+            plan,
+            content: Content::Weight { name: spec.name, order },
+        });
+    }
+    if let Some(factors) = rope_factors(&config.rope, config.head_dim) {
+        let plan = TensorPlan {
+            name: ROPE_FACTORS.to_owned(),
+            shape: vec![factors.len()],
+            kind: TensorType::F32,
+        };
+        sources.push(Source {
+            plan,
+            content: Content::Computed(factors),
+        });
+    }
+    Ok(sources)
+}
+
+/// Missing and unexpected tensors are errors, but for two kinds of harmless ballast.
+fn check_names(
+    config: &ModelConfig,
+    weights: &WeightFiles,
+    specs: &[TensorSpec],
+    folder: &Path,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let expected: HashSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+    for name in weights.names().filter(|name| !expected.contains(name)) {
+        if name == "lm_head.weight" && config.tie_word_embeddings {
+            notes.push("lm_head.weight is left out: the embeddings are tied".to_owned());
+        } else if !name.ends_with(".rotary_emb.inv_freq") {
+            return Err(Error::UnexpectedTensor {
+                path: folder.to_path_buf(),
+                tensor: name.to_owned(),
+                architecture: config.family.model_type(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn row_order(architecture: Architecture, config: &ModelConfig, name: &str) -> RowOrder {
+    if architecture.permutes_q_and_k() && name.contains(".q_proj.") {
+        RowOrder::JoinPairs {
+            n_heads: config.n_heads,
+        }
+    } else if architecture.permutes_q_and_k() && name.contains(".k_proj.") {
+        RowOrder::JoinPairs {
+            n_heads: config.n_kv_heads,
+        }
+    } else {
+        RowOrder::Same
+    }
+}
+
+/// What would be lost without a word, and then change the model's numbers in llama.cpp.
+fn refuse_unsayable(config: &ModelConfig, path: &Path) -> Result<()> {
+    let refuse = |problem: &str| {
+        Err(Error::CannotExport {
+            path: path.to_path_buf(),
+            problem: problem.to_owned(),
+        })
+    };
+    if config.quantization.is_some() {
+        return refuse("the weights are quantised in MLX's form: dequantise first, with planish fuse --dequantize");
+    }
+    if config
+        .sliding_window
+        .is_some_and(|window| window < config.max_position_embeddings)
+    {
+        return refuse(
+            "llama.cpp has no sliding_window for this family: lower max_position_embeddings to the window (then nothing changes), or set sliding_window to null",
+        );
+    }
+    if config.family == ModelFamily::Qwen3 && config.attention_qkv_bias {
+        return refuse("llama.cpp reads no attention biases in qwen3 models");
+    }
+    Ok(())
+}
+
+fn general_metadata(config: &ModelConfig, folder: &Path, format: ExportFormat) -> Vec<(String, Value)> {
+    let architecture = Architecture::of_family(config.family).name();
+    let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
+    let name = absolute
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let mut metadata = vec![
+        ("general.architecture".to_owned(), Value::from(architecture)),
+        ("general.type".to_owned(), Value::from("model")),
+        ("general.name".to_owned(), Value::String(name)),
+        ("general.file_type".to_owned(), Value::U32(format.file_type())),
+    ];
+    if matches!(format, ExportFormat::Q8_0 | ExportFormat::Q4_0) {
+        metadata.push(("general.quantization_version".to_owned(), Value::U32(2)));
+    }
+    metadata
+}
+
+fn model_metadata(config: &ModelConfig) -> Vec<(String, Value)> {
+    let architecture = Architecture::of_family(config.family).name();
+    let whole = |n: usize| Value::U32(n as u32);
+    let mut pairs = vec![
+        ("block_count", whole(config.n_layers)),
+        ("context_length", whole(config.max_position_embeddings)),
+        ("embedding_length", whole(config.hidden_size)),
+        ("feed_forward_length", whole(config.intermediate_size)),
+        ("attention.head_count", whole(config.n_heads)),
+        ("attention.head_count_kv", whole(config.n_kv_heads)),
+        ("attention.key_length", whole(config.head_dim)),
+        ("attention.value_length", whole(config.head_dim)),
+        ("attention.layer_norm_rms_epsilon", Value::F32(config.rms_norm_eps)),
+        ("rope.dimension_count", whole(config.head_dim)),
+        ("rope.freq_base", Value::F32(config.rope.theta)),
+        ("vocab_size", whole(config.vocab_size)),
+    ];
+    if let RopeScaling::Linear { factor } = config.rope.scaling {
+        pairs.push(("rope.scaling.type", Value::from("linear")));
+        pairs.push(("rope.scaling.factor", Value::F32(factor)));
+    }
+    pairs
+        .into_iter()
+        .map(|(key, value)| (format!("{architecture}.{key}"), value))
+        .collect()
+}
+
+/// Llama 3's scaling as llama.cpp wants it: what the frequency of each pair is divided by.
+fn rope_factors(rope: &RopeConfig, head_dim: usize) -> Option<Vec<f32>> {
+    let RopeScaling::Llama3 {
+        factor,
+        low_freq_factor,
+        high_freq_factor,
+        original_max_position_embeddings,
+    } = rope.scaling
+    else {
+        return None;
+    };
+    let (factor, low, high) = (
+        f64::from(factor),
+        f64::from(low_freq_factor),
+        f64::from(high_freq_factor),
+    );
+    let of_pair = |i: usize| {
+        let wavelength = 2.0 * PI * f64::from(rope.theta).powf(2.0 * i as f64 / head_dim as f64);
+        let smooth = (original_max_position_embeddings as f64 / wavelength - low) / (high - low);
+        let smooth = smooth.clamp(0.0, 1.0);
+        (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
+    };
+    Some((0..head_dim / 2).map(of_pair).collect())
+}
