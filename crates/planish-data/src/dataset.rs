@@ -388,8 +388,10 @@ impl<'a> Loader<'a> {
                         format,
                     });
                 }
+                // A first line in another encoding says it for the whole file.
+                let whole_file = error.line == 1 && error.kind == RowErrorKind::Encoding;
                 self.errors.push(error);
-                if self.errors.len() == MAX_ERRORS {
+                if whole_file || self.errors.len() == MAX_ERRORS {
                     return Err(Error::Rows(std::mem::take(&mut self.errors)));
                 }
             }

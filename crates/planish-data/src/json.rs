@@ -22,7 +22,7 @@ pub(crate) fn parse_object(line: &str, terminated: bool) -> Result<Map<String, V
         Ok(Value::Object(object)) => Ok(object),
         Ok(other) => Err(Fault::new(
             RowErrorKind::NotAnObject,
-            format!("expected an object, found {}", describe(&other)),
+            format!("expected object, found {}", describe(&other)),
             "write one JSON object a line, such as {\"text\": \"…\"}",
         )),
         Err(error) => Err(syntax_fault(line, &error, terminated)),
@@ -62,11 +62,11 @@ pub(crate) fn column_at(line: &str, byte: usize) -> usize {
 pub(crate) fn describe(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "list",
+        Value::Object(_) => "object",
     }
 }
 
@@ -74,39 +74,47 @@ fn syntax_fault(line: &str, error: &serde_json::Error, terminated: bool) -> Faul
     let text = error.to_string();
     let reason = text.split(" at line ").next().unwrap_or(&text).to_string();
     let rest = line.get(error.column().saturating_sub(1)..).unwrap_or_default();
-    let (kind, fix) = classify(&reason, error.is_eof(), terminated, rest);
+    let (kind, message, fix) = classify(&reason, error.is_eof(), terminated, rest);
     Fault {
         column: Some(column_at(line, error.column().saturating_sub(1))),
-        ..Fault::new(kind, reason, fix)
+        ..Fault::new(kind, message, fix)
     }
 }
 
 /// serde_json keeps its error codes to itself, so its messages decide; the tests pin each of them.
-fn classify(reason: &str, eof: bool, terminated: bool, rest: &str) -> (RowErrorKind, &'static str) {
+fn classify<'a>(reason: &'a str, eof: bool, terminated: bool, rest: &str) -> (RowErrorKind, &'a str, &'static str) {
+    const NOT_JSON: &str = "write one JSON object a line, with \"double-quoted\" keys and no trailing comma";
     if reason.contains("surrogate") || reason.contains("unexpected end of hex escape") {
+        let fix = "write the character itself, or both halves of the pair";
         (
             RowErrorKind::LoneSurrogate,
-            "write the character itself, or both halves of the surrogate pair",
+            "a \\u escape is half of a surrogate pair",
+            fix,
         )
     } else if reason.contains("recursion limit") {
-        (RowErrorKind::TooDeep, "flatten the row: values may be nested 127 deep")
+        (
+            RowErrorKind::TooDeep,
+            "values are nested more than 127 deep",
+            "flatten the row",
+        )
     } else if reason.contains("number out of range") || non_finite_word(rest) {
-        (
-            RowErrorKind::NonFinite,
-            "give a finite number, or null where the field may be absent",
-        )
+        let fix = "give a finite number, or null where the field may be absent";
+        (RowErrorKind::NonFinite, "expected a finite number", fix)
     } else if reason.starts_with("the key ") {
-        (RowErrorKind::DuplicateKey, "keep one of the two values")
+        (RowErrorKind::DuplicateKey, reason, "keep one of the two values")
     } else if eof && !terminated {
-        (
-            RowErrorKind::CutOff,
-            "the file ends inside this row: copy or download it again, or delete the row",
-        )
+        let fix = "copy or download the file again, or delete the row";
+        (RowErrorKind::CutOff, "the file ends inside this row", fix)
     } else {
-        (
-            RowErrorKind::Json,
-            "write one JSON object a line, with \"double-quoted\" keys and no trailing comma",
-        )
+        let message = match reason {
+            "EOF while parsing a string" => "the line ends inside a string",
+            "EOF while parsing a list" => "the line ends inside a list",
+            "EOF while parsing an object" => "the line ends inside an object",
+            "trailing characters" => "something follows the object",
+            "expected value" => "expected a JSON value",
+            other => other,
+        };
+        (RowErrorKind::Json, message, NOT_JSON)
     }
 }
 

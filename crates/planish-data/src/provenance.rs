@@ -128,7 +128,7 @@ pub(crate) fn evidence_entropy(row: &Map<String, Value>) -> Result<Option<f64>, 
     let list = match row.get("evidence") {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::Array(list)) => list,
-        Some(other) => return Err(wrong_type("a list of evidence", other).under("evidence")),
+        Some(other) => return Err(wrong_type("list of evidence", other).under("evidence")),
     };
     let mut counts = [0.0; EVIDENCE_KINDS.len()];
     for (index, item) in list.iter().enumerate() {
@@ -148,11 +148,11 @@ pub(crate) fn evidence_entropy(row: &Map<String, Value>) -> Result<Option<f64>, 
 
 fn evidence_item(item: &Value) -> Result<(usize, f64), Fault> {
     let Value::Object(object) = item else {
-        return Err(wrong_type("an object with \"kind\"", item));
+        return Err(wrong_type("object with \"kind\"", item));
     };
     let kind = match object.get("kind") {
         Some(Value::String(kind)) => kind.replace(['_', '-'], " "),
-        Some(other) => return Err(wrong_type("a string", other).under("kind")),
+        Some(other) => return Err(wrong_type("string", other).under("kind")),
         None => return Err(half("kind")),
     };
     let index = EVIDENCE_KINDS.iter().position(|known| *known == kind).ok_or_else(|| {
@@ -177,7 +177,7 @@ fn scoring(row: &Map<String, Value>) -> Result<Option<Scoring>, Fault> {
         _ => return Ok(None),
     };
     let Value::String(text) = value else {
-        return Err(wrong_type("a string", value).under(name));
+        return Err(wrong_type("string", value).under(name));
     };
     match text.as_str() {
         "given" => Ok(Some(Scoring::Given)),
@@ -199,7 +199,7 @@ fn label(row: &Map<String, Value>) -> Result<Option<String>, Fault> {
     match row.get("source_type") {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(label)) => Ok(Some(label.clone())),
-        Some(other) => Err(wrong_type("a string", other).under("source_type")),
+        Some(other) => Err(wrong_type("string", other).under("source_type")),
     }
 }
 
@@ -208,7 +208,7 @@ pub(crate) fn number(row: &Map<String, Value>, name: &str) -> Result<Option<f64>
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64() {
             Some(number) if number.is_finite() => Ok(Some(number)),
-            _ => Err(wrong_type("a number", value).under(name)),
+            _ => Err(wrong_type("number", value).under(name)),
         },
     }
 }

@@ -152,7 +152,7 @@ fn preference(row: &Map<String, Value>, names: &FieldNames) -> Result<Preference
         Some(value) => Some(
             value
                 .as_f64()
-                .ok_or_else(|| wrong_type("a number", value).under("margin"))?,
+                .ok_or_else(|| wrong_type("number", value).under("margin"))?,
         ),
     };
     let (chosen, rejected) = (require(row, &names.chosen)?, require(row, &names.rejected)?);
@@ -187,7 +187,7 @@ fn prompt_turns(row: &Map<String, Value>, names: &FieldNames) -> Result<Option<V
         Some(list @ Value::Array(_)) => {
             turns.extend(messages(list).map_err(|fault| fault.under(&names.prompt))?);
         }
-        Some(other) => return Err(wrong_type("a string or a list of messages", other).under(&names.prompt)),
+        Some(other) => return Err(wrong_type("string or list of messages", other).under(&names.prompt)),
     }
     Ok(Some(turns))
 }
@@ -200,7 +200,7 @@ fn side(value: &Value, prompt: Option<&[Message]>, row: &Map<String, Value>) -> 
             Some(_) => vec![Message::text(Role::Assistant, text)],
         },
         Value::Array(_) => messages(value)?,
-        other => return Err(wrong_type("a string or a list of messages", other)),
+        other => return Err(wrong_type("string or list of messages", other)),
     };
     let mut turns = prompt.unwrap_or_default().to_vec();
     // Some data sets repeat the prompt at the head of each answer.
@@ -265,7 +265,7 @@ fn start_at_the_difference(chosen: &mut Answer, rejected: &mut Answer, names: &F
 /// Checks a list of messages; paths in faults are relative to the list.
 fn messages(value: &Value) -> Result<Vec<Message>, Fault> {
     let Value::Array(list) = value else {
-        return Err(wrong_type("a list of messages", value));
+        return Err(wrong_type("list of messages", value));
     };
     if list.is_empty() {
         return Err(empty("the list of messages is empty"));
@@ -278,7 +278,7 @@ fn messages(value: &Value) -> Result<Vec<Message>, Fault> {
 
 fn message(value: &Value) -> Result<Message, Fault> {
     let Value::Object(object) = value else {
-        return Err(wrong_type("an object with \"role\" and \"content\"", value));
+        return Err(wrong_type("object with \"role\" and \"content\"", value));
     };
     let role = string(object, "role")?.parse::<Role>().map_err(|message| {
         Fault::new(
@@ -291,7 +291,7 @@ fn message(value: &Value) -> Result<Message, Fault> {
     let train = match object.get("train") {
         None | Some(Value::Null) => None,
         Some(Value::Bool(train)) => Some(*train),
-        Some(other) => return Err(wrong_type("a boolean", other).under("train")),
+        Some(other) => return Err(wrong_type("boolean", other).under("train")),
     };
     let mut fields = object.clone();
     fields.shift_remove("train");
@@ -324,7 +324,7 @@ fn content(fields: &mut Map<String, Value>, role: Role) -> Result<(), Fault> {
         }
         Some(other) => Err(Fault {
             fix: "remove the turn or give \"\"".into(),
-            ..wrong_type("a string", other)
+            ..wrong_type("string", other)
         }
         .under("content")),
     }
@@ -340,7 +340,7 @@ fn text_part(part: &Value) -> Result<&str, Fault> {
             "remove the row: images, sound and other parts are not trained on",
         )
         .under("type")),
-        (None, _) => Err(wrong_type("a part {\"type\": \"text\", \"text\": …}", part)),
+        (None, _) => Err(wrong_type("part {\"type\": \"text\", \"text\": …}", part)),
     }
 }
 
@@ -353,34 +353,43 @@ fn tool_calls(fields: &mut Map<String, Value>) -> Result<(), Fault> {
     let calls = match value {
         Value::Null => return Ok(()),
         Value::Array(calls) => calls,
-        other => return Err(wrong_type("a list", other)),
+        other => return Err(wrong_type("list", other)),
     };
     for (index, call) in calls.iter_mut().enumerate() {
-        if !call.is_object() {
-            return Err(wrong_type("an object", call).under_index(index));
-        }
-        let function = if call.get("function").is_some() {
-            &mut call["function"]
-        } else {
-            call
-        };
-        let name = function.get("name");
-        if !name.is_some_and(Value::is_string) {
-            return Err(missing("name").under_index(index));
-        }
-        if let Some(Value::String(text)) = function.get("arguments") {
-            let opened = serde_json::from_str::<Map<String, Value>>(text).map_err(|error| {
-                Fault::new(
-                    RowErrorKind::WrongType,
-                    format!("expected an object, or a string that holds one, found {text:.40?} ({error})"),
-                    "write the arguments as a JSON object",
-                )
-                .under("arguments")
-                .under_index(index)
-            })?;
-            function["arguments"] = Value::Object(opened);
-        }
+        tool_call(call).map_err(|fault| fault.under_index(index))?;
     }
+    Ok(())
+}
+
+/// One call, `{function: {name, arguments}}` or `{name, arguments}`.
+fn tool_call(call: &mut Value) -> Result<(), Fault> {
+    let Value::Object(object) = call else {
+        return Err(wrong_type("object", call));
+    };
+    match object.get_mut("function") {
+        Some(Value::Object(function)) => open_arguments(function).map_err(|fault| fault.under("function")),
+        Some(other) => Err(wrong_type("object", other).under("function")),
+        None => open_arguments(object),
+    }
+}
+
+fn open_arguments(function: &mut Map<String, Value>) -> Result<(), Fault> {
+    string(function, "name")?;
+    let Some(Value::String(text)) = function.get("arguments") else {
+        return Ok(());
+    };
+    let opened = serde_json::from_str::<Map<String, Value>>(text).map_err(|_| {
+        Fault::new(
+            RowErrorKind::WrongType,
+            format!(
+                "expected object, or string that holds one, found {:?}",
+                text.chars().take(40).collect::<String>()
+            ),
+            "write the arguments as a JSON object",
+        )
+        .under("arguments")
+    })?;
+    function.insert("arguments".into(), Value::Object(opened));
     Ok(())
 }
 
@@ -389,11 +398,11 @@ fn tools(row: &Map<String, Value>) -> Result<Option<Value>, Fault> {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Array(list)) => match list.iter().position(|tool| !tool.is_object()) {
             None => Ok(Some(Value::Array(list.clone()))),
-            Some(index) => Err(wrong_type("a JSON schema", &list[index])
+            Some(index) => Err(wrong_type("JSON schema", &list[index])
                 .under_index(index)
                 .under("tools")),
         },
-        Some(other) => Err(wrong_type("a list of JSON schemas", other).under("tools")),
+        Some(other) => Err(wrong_type("list of JSON schemas", other).under("tools")),
     }
 }
 
@@ -401,7 +410,7 @@ fn template_kwargs(row: &Map<String, Value>) -> Result<Map<String, Value>, Fault
     match row.get("template_kwargs") {
         None | Some(Value::Null) => Ok(Map::new()),
         Some(Value::Object(map)) => Ok(map.clone()),
-        Some(other) => Err(wrong_type("an object", other).under("template_kwargs")),
+        Some(other) => Err(wrong_type("object", other).under("template_kwargs")),
     }
 }
 
@@ -412,7 +421,7 @@ fn require<'a>(row: &'a Map<String, Value>, name: &str) -> Result<&'a Value, Fau
 fn string(row: &Map<String, Value>, name: &str) -> Result<String, Fault> {
     match require(row, name)? {
         Value::String(text) => Ok(text.clone()),
-        other => Err(wrong_type("a string", other).under(name)),
+        other => Err(wrong_type("string", other).under(name)),
     }
 }
 
@@ -448,19 +457,15 @@ fn missing(name: &str) -> Fault {
 }
 
 pub(crate) fn wrong_type(expected: &str, found: &Value) -> Fault {
-    let expected = expected
-        .strip_prefix("a ")
-        .filter(|word| !word.contains(' '))
-        .unwrap_or(expected);
-    let found = describe(found);
-    let found = found
-        .strip_prefix("a ")
-        .filter(|word| !word.contains(' '))
-        .unwrap_or(found);
+    let article = if expected.starts_with(['a', 'e', 'i', 'o', 'u']) {
+        "an"
+    } else {
+        "a"
+    };
     Fault::new(
         RowErrorKind::WrongType,
-        format!("expected {expected}, found {found}"),
-        format!("write {expected} there"),
+        format!("expected {expected}, found {}", describe(found)),
+        format!("write {article} {expected} there"),
     )
 }
 

@@ -86,7 +86,7 @@ fn score_row(mut row: Map<String, Value>, report: &mut ScoreReport) -> Result<Ma
     let metadata = match row.get("metadata") {
         None | Some(Value::Null) => Map::new(),
         Some(Value::Object(map)) => map.clone(),
-        Some(other) => return Err(wrong_type("an object", other).under("metadata")),
+        Some(other) => return Err(wrong_type("object", other).under("metadata")),
     };
     let named = |name: &str| metadata.get(name).or(row.get(name)).and_then(Value::as_str);
     let source_type = row.get("source_type").and_then(Value::as_str);
