@@ -1,0 +1,99 @@
+use mlx_rs::fast::{ScaledDotProductAttentionMask, scaled_dot_product_attention};
+use planish_mlx::Array;
+
+use crate::cache::LayerCache;
+use crate::dropout::DropoutKeys;
+use crate::mask::ReadyMask;
+use crate::parameters::{Parameters, Visitor, join};
+use crate::{Linear, Result, RmsNorm, Rope};
+
+/// Grouped-query self-attention with rotary positions.
+///
+/// `softmax(q kᵀ / sqrt(h_d) + mask) v`, computed in f32 inside; `n_h / n_kv` query heads share a key and value head.
+///
+/// # Reference
+/// Ainslie et al. 2023, arXiv 2305.13245.
+#[derive(Debug, Clone)]
+pub(crate) struct Attention {
+    pub(crate) query: Linear,
+    pub(crate) key: Linear,
+    pub(crate) value: Linear,
+    pub(crate) output: Linear,
+    /// Norms over each head's q and k, before the rotation.
+    pub(crate) query_norm: Option<RmsNorm>,
+    pub(crate) key_norm: Option<RmsNorm>,
+    pub(crate) n_heads: i32,
+    pub(crate) n_kv_heads: i32,
+    pub(crate) head_dim: i32,
+    pub(crate) rope: Rope,
+}
+
+/// Where a call stands: what may be attended to, and what came before.
+pub(crate) struct Position<'a> {
+    pub(crate) mask: &'a ReadyMask,
+    pub(crate) offset: i32,
+    pub(crate) cache: Option<&'a mut LayerCache>,
+}
+
+impl Attention {
+    /// `x` `[b, s, d]` → `[b, s, d]`.
+    pub(crate) fn forward(&self, x: &Array, position: Position<'_>, keys: Option<&DropoutKeys>) -> Result<Array> {
+        let (rows, length) = (x.dim(0), x.dim(1));
+        let query = self.heads(
+            &self.query.forward_with(x, keys)?,
+            self.n_heads,
+            self.query_norm.as_ref(),
+        )?;
+        let key = self.heads(
+            &self.key.forward_with(x, keys)?,
+            self.n_kv_heads,
+            self.key_norm.as_ref(),
+        )?;
+        let value = self.heads(&self.value.forward_with(x, keys)?, self.n_kv_heads, None)?;
+
+        let query = self.rope.forward(&query, position.offset)?;
+        let key = self.rope.forward(&key, position.offset)?;
+        let (key, value) = match position.cache {
+            Some(cache) => cache.extend(&key, &value, position.offset)?, // [b, n_kv, t, h_d]
+            None => (key, value),
+        };
+        let attended = self
+            .attend(&query, &key, &value, position.mask)?
+            .transpose_axes(&[0, 2, 1, 3])? // [b, s, n_h, h_d]
+            .reshape(&[rows, length, self.n_heads * self.head_dim])?; // [b, s, n_h · h_d]
+        self.output.forward_with(&attended, keys)
+    }
+
+    /// `[b, s, n · h_d]` → `[b, n, s, h_d]`.
+    fn heads(&self, projected: &Array, n_heads: i32, norm: Option<&RmsNorm>) -> Result<Array> {
+        let (rows, length) = (projected.dim(0), projected.dim(1));
+        let split = projected.reshape(&[rows, length, n_heads, self.head_dim])?; // [b, s, n, h_d]
+        let split = norm.map_or(Ok(split.clone()), |norm| norm.forward(&split))?;
+        Ok(split.transpose_axes(&[0, 2, 1, 3])?)
+    }
+
+    fn attend(&self, query: &Array, key: &Array, value: &Array, mask: &ReadyMask) -> Result<Array> {
+        let scale = (self.head_dim as f32).sqrt().recip();
+        let mask = match mask {
+            ReadyMask::Full => None,
+            ReadyMask::Causal => Some(ScaledDotProductAttentionMask::Causal),
+            ReadyMask::Array(allowed) => Some(ScaledDotProductAttentionMask::Array(allowed)),
+        };
+        Ok(scaled_dot_product_attention(query, key, value, scale, mask, None)?)
+    }
+}
+
+impl Parameters for Attention {
+    fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
+        self.query.visit(&join(path, "q_proj"), visitor);
+        self.key.visit(&join(path, "k_proj"), visitor);
+        self.value.visit(&join(path, "v_proj"), visitor);
+        self.output.visit(&join(path, "o_proj"), visitor);
+        if let Some(norm) = &mut self.query_norm {
+            norm.visit(&join(path, "q_norm"), visitor);
+        }
+        if let Some(norm) = &mut self.key_norm {
+            norm.visit(&join(path, "k_norm"), visitor);
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Llama 1 to 3 and models of the same shape, SmolLM2 among them: pre-norm, grouped queries, rotary positions (stretched from
+//! 3.1 on), SwiGLU; biases only where the configuration says so.
+
+use planish_core::model_config::ModelConfig;
+
+use crate::attention::Attention;
+use crate::decoder::Block;
+use crate::mlp::SwiGlu;
+use crate::weights::Weights;
+use crate::{Result, Rope};
+
+/// The block at `path`, such as `model.layers.0`.
+pub(super) fn block(config: &ModelConfig, rope: &Rope, weights: &mut Weights<'_>, path: &str) -> Result<Block> {
+    Ok(Block {
+        attention_norm: weights.rms_norm(&format!("{path}.input_layernorm"))?,
+        attention: Attention {
+            query: weights.linear(&format!("{path}.self_attn.q_proj"), config.attention_qkv_bias)?,
+            key: weights.linear(&format!("{path}.self_attn.k_proj"), config.attention_qkv_bias)?,
+            value: weights.linear(&format!("{path}.self_attn.v_proj"), config.attention_qkv_bias)?,
+            output: weights.linear(&format!("{path}.self_attn.o_proj"), config.attention_output_bias)?,
+            query_norm: None,
+            key_norm: None,
+            n_heads: config.n_heads as i32,
+            n_kv_heads: config.n_kv_heads as i32,
+            head_dim: config.head_dim as i32,
+            rope: rope.clone(),
+        },
+        feed_forward_norm: weights.rms_norm(&format!("{path}.post_attention_layernorm"))?,
+        feed_forward: SwiGlu {
+            gate: weights.linear(&format!("{path}.mlp.gate_proj"), config.mlp_bias)?,
+            up: weights.linear(&format!("{path}.mlp.up_proj"), config.mlp_bias)?,
+            down: weights.linear(&format!("{path}.mlp.down_proj"), config.mlp_bias)?,
+        },
+    })
+}

@@ -1,0 +1,194 @@
+use planish_mlx::Array;
+
+use crate::dropout::DropoutKeys;
+use crate::lora::LoraAdapter;
+use crate::parameters::{Parameters, Role, Visitor, join};
+use crate::{Error, Result};
+
+/// A linear layer, plain or quantised, with an optional trainable low-rank update beside its frozen base weight.
+///
+/// `y = x Wᵀ + bias + scale · (dropout(x) A) B`. See [`LoraAdapter`] for the update.
+///
+/// # Shapes
+/// `W`: `[output_dims, input_dims]`; input `[..., input_dims]` → output `[..., output_dims]`, in the input's dtype.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// The frozen weight.
+    pub base: LinearBase,
+    /// `[output_dims]`.
+    pub bias: Option<Array>,
+    /// The trainable update.
+    pub adapter: Option<LoraAdapter>,
+}
+
+/// The weight of a linear layer.
+#[derive(Debug, Clone)]
+pub enum LinearBase {
+    /// `[output_dims, input_dims]` in the model's dtype.
+    Dense {
+        /// The weight.
+        weight: Array,
+    },
+    /// MLX's affine quantisation: `w = scale · q + bias` for each group of inputs.
+    Affine {
+        /// u32 `[output_dims, input_dims · bits / 32]`.
+        packed: Array,
+        /// `[output_dims, input_dims / group_size]`.
+        scales: Array,
+        /// `[output_dims, input_dims / group_size]`.
+        biases: Array,
+        /// Neighbouring inputs that share a scale.
+        group_size: i32,
+        /// Bits a weight.
+        bits: i32,
+    },
+}
+
+impl Linear {
+    /// A plain layer without adapter.
+    pub fn dense(weight: Array, bias: Option<Array>) -> Self {
+        Linear {
+            base: LinearBase::Dense { weight },
+            bias,
+            adapter: None,
+        }
+    }
+
+    /// Applies the layer without dropout.
+    ///
+    /// # Errors
+    /// [`Error::Mlx`] when the last axis of `x` is not `input_dims`.
+    ///
+    /// # Example
+    /// ```
+    /// use planish_mlx::Array;
+    /// use planish_nn::Linear;
+    /// let layer = Linear::dense(Array::from_slice(&[1_f32, 2.0, 3.0, 4.0], &[2, 2]), None);
+    /// let y = layer.forward(&Array::from_slice(&[1_f32, 10.0], &[1, 2]))?;
+    /// assert_eq!(y.as_slice::<f32>(), &[21.0, 43.0]);
+    /// # Ok::<(), planish_nn::Error>(())
+    /// ```
+    pub fn forward(&self, x: &Array) -> Result<Array> {
+        self.forward_with(x, None)
+    }
+
+    /// Applies the layer; with keys, the adapter's dropout is active.
+    pub(crate) fn forward_with(&self, x: &Array, keys: Option<&DropoutKeys>) -> Result<Array> {
+        let Some(adapter) = &self.adapter else {
+            return self.base_with_bias(x);
+        };
+        if adapter.magnitude.is_none() {
+            return adapter.add_update(&self.base_with_bias(x)?, x, keys);
+        }
+        let y = adapter.add_update(&self.base.forward(x)?, x, keys)?;
+        let y = adapter.rescale(&y, &self.base)?;
+        self.bias.as_ref().map_or(Ok(y.clone()), |bias| Ok(y.add(bias)?))
+    }
+
+    /// Width of the input.
+    pub fn input_dims(&self) -> usize {
+        self.base.dims().1
+    }
+
+    /// Width of the output.
+    pub fn output_dims(&self) -> usize {
+        self.base.dims().0
+    }
+
+    fn base_with_bias(&self, x: &Array) -> Result<Array> {
+        match (&self.base, &self.bias) {
+            (LinearBase::Dense { weight }, Some(bias)) => Ok(mlx_rs::ops::addmm(bias, x, weight.t(), None, None)?),
+            (base, None) => base.forward(x),
+            (base, Some(bias)) => Ok(base.forward(x)?.add(bias)?),
+        }
+    }
+}
+
+impl LinearBase {
+    /// `x Wᵀ`.
+    pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
+        match self {
+            LinearBase::Dense { weight } => Ok(x.matmul(weight.t())?),
+            LinearBase::Affine {
+                packed,
+                scales,
+                biases,
+                group_size,
+                bits,
+            } => Ok(mlx_rs::ops::quantized_matmul(
+                x,
+                packed,
+                scales,
+                biases,
+                true,
+                *group_size,
+                *bits,
+            )?),
+        }
+    }
+
+    /// The weight `[output_dims, input_dims]`, dequantised where it is quantised.
+    ///
+    /// # Errors
+    /// [`Error::Mlx`].
+    pub fn dense_weight(&self) -> Result<Array> {
+        match self {
+            LinearBase::Dense { weight } => Ok(weight.clone()),
+            LinearBase::Affine {
+                packed,
+                scales,
+                biases,
+                group_size,
+                bits,
+            } => Ok(mlx_rs::ops::dequantize(packed, scales, biases, *group_size, *bits)?),
+        }
+    }
+
+    /// `(output_dims, input_dims)`.
+    pub fn dims(&self) -> (usize, usize) {
+        match self {
+            LinearBase::Dense { weight } => (weight.dim(0) as usize, weight.dim(1) as usize),
+            LinearBase::Affine { scales, group_size, .. } => {
+                (scales.dim(0) as usize, (scales.dim(1) * group_size) as usize)
+            }
+        }
+    }
+
+    /// Refuses what cannot be differentiated.
+    pub(crate) fn require_dense(&self, path: &str, operation: &'static str) -> Result<()> {
+        match self {
+            LinearBase::Dense { .. } => Ok(()),
+            LinearBase::Affine { .. } => Err(Error::Quantized {
+                path: path.to_owned(),
+                operation,
+            }),
+        }
+    }
+}
+
+impl Parameters for Linear {
+    fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
+        self.base.visit(path, visitor);
+        if let Some(bias) = &mut self.bias {
+            visitor(&join(path, "bias"), Role::Weight, bias);
+        }
+        if let Some(adapter) = &mut self.adapter {
+            adapter.visit(path, visitor);
+        }
+    }
+}
+
+impl Parameters for LinearBase {
+    fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
+        match self {
+            LinearBase::Dense { weight } => visitor(&join(path, "weight"), Role::Weight, weight),
+            LinearBase::Affine {
+                packed, scales, biases, ..
+            } => {
+                visitor(&join(path, "weight"), Role::Constant, packed);
+                visitor(&join(path, "scales"), Role::Constant, scales);
+                visitor(&join(path, "biases"), Role::Constant, biases);
+            }
+        }
+    }
+}

@@ -1,0 +1,208 @@
+use mlx_rs::ops::{addmm, sqrt};
+use mlx_rs::stop_gradient;
+use planish_core::target_modules::{PerModule, TargetModules};
+use planish_mlx::{Array, Dtype};
+
+use crate::dropout::{DropoutKeys, dropout};
+use crate::linear::{Linear, LinearBase};
+use crate::parameters::{Parameters, Role, Visitor, join};
+use crate::{Error, Result};
+
+/// Which low-rank update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LoraMethod {
+    /// `W + scale · (A B)ᵀ`.
+    #[default]
+    Lora,
+    /// The same, with a trained length for each output row (weight decomposition).
+    Dora,
+}
+
+/// How strongly the update counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum LoraScale {
+    /// The factor itself, as mlx-lm stores it.
+    Fixed(f64),
+    /// `alpha / rank`.
+    Alpha(f64),
+    /// `alpha / sqrt(rank)` (rsLoRA).
+    RankStabilised(f64),
+}
+
+/// Which adapters to attach, where.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraConfig {
+    /// LoRA or DoRA.
+    pub method: LoraMethod,
+    /// Rank where `ranks` has no entry.
+    pub rank: usize,
+    /// Strength where `alphas` has no entry.
+    pub scale: LoraScale,
+    /// Probability that an input of the update is dropped in training.
+    pub dropout: f32,
+    /// Modules to adapt.
+    pub targets: TargetModules,
+    /// Ranks of single modules.
+    pub ranks: PerModule<usize>,
+    /// Alphas (or, under [`LoraScale::Fixed`], factors) of single modules.
+    pub alphas: PerModule<f64>,
+}
+
+/// A trainable low-rank update of one linear layer.
+///
+/// `y = base(x) + scale · (dropout(x) A) B`; DoRA then multiplies each output by `m / ‖W + scale · (A B)ᵀ‖_row`, the norm
+/// under a stopped gradient. `B` starts at zero, so a fresh layer equals its base. `A`, `B` and `m` are f32 and the only
+/// arrays that train; products are computed in the input's dtype, which is the output's.
+///
+/// # Shapes
+/// `A`: `[input_dims, rank]` · `B`: `[rank, output_dims]` · `m`: `[output_dims]`, all f32.
+///
+/// # Reference
+/// Hu et al. 2021, arXiv 2106.09685 §4.1; Liu et al. 2024, arXiv 2402.09353 (DoRA). Same layout as mlx-lm.
+#[derive(Debug, Clone)]
+pub struct LoraAdapter {
+    /// `A`.
+    pub a: Array,
+    /// `B`.
+    pub b: Array,
+    /// DoRA's `m`.
+    pub magnitude: Option<Array>,
+    /// The final multiplier.
+    pub scale: f64,
+    /// Probability that an input of the update is dropped in training.
+    pub dropout: f32,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        LoraConfig {
+            method: LoraMethod::Lora,
+            rank: 8,
+            scale: LoraScale::Alpha(16.0),
+            dropout: 0.0,
+            targets: TargetModules::default(),
+            ranks: PerModule::new(Vec::<(String, usize)>::new()),
+            alphas: PerModule::new(Vec::<(String, f64)>::new()),
+        }
+    }
+}
+
+impl LoraScale {
+    /// The final multiplier for a rank; `alpha` replaces this setting's own number.
+    pub fn factor(self, alpha: f64, rank: usize) -> f64 {
+        match self {
+            LoraScale::Fixed(_) => alpha,
+            LoraScale::Alpha(_) => alpha / rank as f64,
+            LoraScale::RankStabilised(_) => alpha / (rank as f64).sqrt(),
+        }
+    }
+
+    /// The number inside.
+    pub fn value(self) -> f64 {
+        match self {
+            LoraScale::Fixed(value) | LoraScale::Alpha(value) | LoraScale::RankStabilised(value) => value,
+        }
+    }
+}
+
+impl LoraAdapter {
+    /// A fresh adapter for `linear`: `A` uniform in `±1/sqrt(input_dims)`, a function of `seed` and `path` alone; `B` zero;
+    /// `m` the row norms of the base weight.
+    pub(crate) fn fresh(
+        linear: &Linear,
+        path: &str,
+        rank: usize,
+        scale: f64,
+        config: &LoraConfig,
+        seed: u64,
+    ) -> Result<Self> {
+        if rank == 0 {
+            return Err(Error::ZeroRank { path: path.to_owned() });
+        }
+        let (output_dims, input_dims) = linear.base.dims();
+        let bound = 1.0 / (input_dims as f32).sqrt();
+        let key = mlx_rs::random::key(module_seed(seed, path))?;
+        let a = mlx_rs::random::uniform::<_, f32>(-bound, bound, &[input_dims as i32, rank as i32], &key)?;
+        let b = Array::zeros::<f32>(&[rank as i32, output_dims as i32])?;
+        let magnitude = match config.method {
+            LoraMethod::Lora => None,
+            LoraMethod::Dora => Some(row_norms(&linear.base.dense_weight()?)?),
+        };
+        Ok(LoraAdapter {
+            a,
+            b,
+            magnitude,
+            scale,
+            dropout: config.dropout,
+        })
+    }
+
+    /// `base_output + scale · (dropout(x) A) B`.
+    pub(crate) fn add_update(&self, base_output: &Array, x: &Array, keys: Option<&DropoutKeys>) -> Result<Array> {
+        let dtype = x.dtype();
+        let (a, b) = (self.a.as_dtype(dtype)?, self.b.as_dtype(dtype)?);
+        let inner = match keys {
+            Some(keys) if self.dropout > 0.0 => dropout(x, self.dropout, &keys.take()?)?.matmul(a)?,
+            _ => x.matmul(a)?,
+        };
+        // One product over all rows: MLX would otherwise run one for each batch row.
+        let output = addmm(rows(base_output)?, rows(&inner)?, b, self.scale as f32, None)?;
+        Ok(output.reshape(base_output.shape())?)
+    }
+
+    /// DoRA's factor for each output; the identity for LoRA.
+    pub(crate) fn rescale(&self, y: &Array, base: &LinearBase) -> Result<Array> {
+        let Some(magnitude) = &self.magnitude else {
+            return Ok(y.clone());
+        };
+        let adapted = base.dense_weight()?.as_dtype(Dtype::Float32)?.add(self.delta()?)?;
+        let norms = stop_gradient(row_norms(&adapted)?)?;
+        Ok(y.multiply(magnitude.divide(norms)?.as_dtype(y.dtype())?)?)
+    }
+
+    /// `ΔW = scale · (A B)ᵀ`, f32 `[output_dims, input_dims]`.
+    ///
+    /// # Errors
+    /// [`Error::Mlx`].
+    pub fn delta(&self) -> Result<Array> {
+        Ok(self
+            .a
+            .matmul(&self.b)?
+            .transpose()?
+            .multiply(Array::from_f32(self.scale as f32))?)
+    }
+
+    /// The rank `r`.
+    pub fn rank(&self) -> usize {
+        self.a.dim(1) as usize
+    }
+}
+
+impl Parameters for LoraAdapter {
+    fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
+        visitor(&join(path, "lora_a"), Role::Adapter, &mut self.a);
+        visitor(&join(path, "lora_b"), Role::Adapter, &mut self.b);
+        if let Some(magnitude) = &mut self.magnitude {
+            visitor(&join(path, "m"), Role::Adapter, magnitude);
+        }
+    }
+}
+
+/// `[..., n]` as `[rows, n]`.
+fn rows(array: &Array) -> Result<Array> {
+    Ok(array.reshape(&[-1, array.dim(-1)])?)
+}
+
+/// Euclidean length of each row, f32 `[rows]`.
+fn row_norms(weight: &Array) -> Result<Array> {
+    Ok(sqrt(weight.as_dtype(Dtype::Float32)?.square()?.sum_axis(-1, false)?)?)
+}
+
+/// A seed for one module: FNV-1a over the run's seed and the module's path, so that neither order nor number of the other
+/// modules matters.
+pub(crate) fn module_seed(seed: u64, path: &str) -> u64 {
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let bytes = seed.to_le_bytes().into_iter().chain(path.bytes());
+    bytes.fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
+}

@@ -1,0 +1,106 @@
+use mlx_rs::ops::indexing::{NewAxis, TryIndexOp};
+use planish_mlx::Array;
+
+use crate::{Error, Result};
+
+/// Which earlier tokens a token attends to.
+#[derive(Debug, Clone)]
+pub enum AttentionMask {
+    /// All tokens of its row up to itself (within the model's window). Right padding needs nothing more: no real token
+    /// comes after it.
+    Causal,
+    /// The same within its own segment only: `segment_ids` i32 `[b, s]`. Padding carries an id of its own.
+    Packed {
+        /// One id a token.
+        segment_ids: Array,
+    },
+}
+
+/// A mask made ready for one call, shared by all blocks.
+#[derive(Debug, Clone)]
+pub(crate) enum ReadyMask {
+    /// A single new token: it attends to everything.
+    Full,
+    /// The fused causal form.
+    Causal,
+    /// true = attend, `[1 or b, 1, s, t]`.
+    Array(Array),
+}
+
+impl AttentionMask {
+    /// The mask for `length` new tokens after `offset` cached ones.
+    pub(crate) fn ready(&self, offset: i32, length: i32, window: Option<usize>) -> Result<ReadyMask> {
+        let total = offset + length;
+        let window = window
+            .and_then(|window| i32::try_from(window).ok())
+            .filter(|&window| total > window);
+        match self {
+            AttentionMask::Causal if window.is_none() && length == 1 => Ok(ReadyMask::Full),
+            AttentionMask::Causal if window.is_none() => Ok(ReadyMask::Causal),
+            AttentionMask::Causal => Ok(ReadyMask::Array(positions_allowed(offset, total, window)?)),
+            AttentionMask::Packed { .. } if offset > 0 => Err(Error::PackedWithCache),
+            AttentionMask::Packed { segment_ids } => {
+                let query = segment_ids.try_index((.., NewAxis, .., NewAxis))?; // [b, 1, s, 1]
+                let key = segment_ids.try_index((.., NewAxis, NewAxis, ..))?; // [b, 1, 1, s]
+                let allowed = positions_allowed(offset, total, window)?.logical_and(query.eq(key)?)?;
+                Ok(ReadyMask::Array(allowed))
+            }
+        }
+    }
+}
+
+/// `k ≤ q` and, with a window, `q − k < window`: bool `[1, 1, s, t]`.
+fn positions_allowed(offset: i32, total: i32, window: Option<i32>) -> Result<Array> {
+    let query = mlx_rs::ops::arange::<_, i32>(offset, total, None)?.reshape(&[1, 1, -1, 1])?;
+    let key = mlx_rs::ops::arange::<_, i32>(0, total, None)?.reshape(&[1, 1, 1, -1])?;
+    let causal = key.le(&query)?;
+    let Some(window) = window else { return Ok(causal) };
+    Ok(causal.logical_and(query.subtract(key)?.lt(Array::from_int(window))?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowed(mask: &AttentionMask, offset: i32, length: i32, window: Option<usize>) -> Vec<Vec<i32>> {
+        let ReadyMask::Array(array) = mask.ready(offset, length, window).unwrap() else {
+            panic!("expected an array");
+        };
+        let values = array.as_type::<i32>().unwrap().to_vec_exact::<i32>().unwrap();
+        values.chunks(array.dim(-1) as usize).map(<[i32]>::to_vec).collect()
+    }
+
+    #[test]
+    fn window_counts_the_token_itself() {
+        let expect = vec![vec![1, 0, 0], vec![1, 1, 0], vec![0, 1, 1]];
+        assert_eq!(allowed(&AttentionMask::Causal, 0, 3, Some(2)), expect);
+        assert_eq!(allowed(&AttentionMask::Causal, 2, 1, Some(2)), vec![vec![0, 1, 1]]);
+    }
+
+    #[test]
+    fn segments_do_not_see_each_other() {
+        let segment_ids = Array::from_slice(&[0, 0, 1, 1], &[1, 4]);
+        let expect = vec![vec![1, 0, 0, 0], vec![1, 1, 0, 0], vec![0, 0, 1, 0], vec![0, 0, 1, 1]];
+        assert_eq!(allowed(&AttentionMask::Packed { segment_ids }, 0, 4, None), expect);
+    }
+
+    #[test]
+    fn short_input_within_the_window_needs_no_array() {
+        assert!(matches!(
+            AttentionMask::Causal.ready(0, 4, Some(4)).unwrap(),
+            ReadyMask::Causal
+        ));
+        assert!(matches!(
+            AttentionMask::Causal.ready(7, 1, None).unwrap(),
+            ReadyMask::Full
+        ));
+    }
+
+    #[test]
+    fn err_packed_batch_after_a_cache() {
+        let mask = AttentionMask::Packed {
+            segment_ids: Array::from_slice(&[0, 0], &[1, 2]),
+        };
+        assert!(matches!(mask.ready(1, 2, None), Err(Error::PackedWithCache)));
+    }
+}

@@ -1,0 +1,331 @@
+use std::path::Path;
+
+use planish_checkpoint::tensors::{LoadReport, LoadRules, TensorStore};
+use planish_core::model_config::ModelConfig;
+use planish_core::target_modules::resolve;
+use planish_mlx::device::{self, DeviceKind};
+use planish_mlx::{Array, Dtype};
+
+use crate::decoder::{Decoder, TrainingPass};
+use crate::lora::LoraAdapter;
+use crate::parameters::{Parameters, Trainable};
+use crate::weights::{Weights, mlx_dtype};
+use crate::{AttentionMask, Error, KvCache, LoraConfig, Result, families};
+
+/// How to load a model.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// Element type of the weights and activations. `None`: f32 on the CPU, where 16-bit products are some 50 times
+    /// slower, and the stored type on a GPU.
+    pub dtype: Option<Dtype>,
+    /// What a checkpoint may lack or have beyond what the model needs.
+    pub rules: LoadRules,
+}
+
+/// How a forward pass for training runs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Training<'a> {
+    /// u32 `[2]`: decides every dropout mask of the pass. `None` = no dropout.
+    pub dropout_key: Option<&'a Array>,
+    /// Keep only the inputs of blocks for the backward pass, and compute the rest again.
+    pub activation_checkpointing: bool,
+}
+
+/// A decoder with its configuration, and adapters if any are attached.
+///
+/// # Example
+/// ```no_run
+/// use planish_mlx::Array;
+/// use planish_nn::{AttentionMask, LoadOptions, Model};
+/// let (model, report) = Model::load("SmolLM2-135M".as_ref(), &LoadOptions::default())?;
+/// let ids = model.token_array(&[&[1, 2, 3]])?;
+/// let hidden = model.hidden(&ids, &AttentionMask::Causal, None)?; // [1, 3, d]
+/// let logits = model.logits(&hidden)?; // [1, 3, v]
+/// # Ok::<(), planish_nn::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Model {
+    config: ModelConfig,
+    dtype: Dtype,
+    pub(crate) decoder: Decoder,
+    trainable: Trainable,
+    /// The trainable arrays' positions in the walk over the model, ordered by name.
+    order: Vec<usize>,
+}
+
+impl Model {
+    /// Reads a Hugging Face folder: `config.json` and safetensors files, whose tensors must be exactly those of the model.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for the configuration; [`Error::Checkpoint`] for files that are damaged, for missing, unexpected or
+    /// mis-shaped tensors (all named), for NaN or infinite weights; [`Error::ComputeDtype`].
+    pub fn load(dir: &Path, options: &LoadOptions) -> Result<(Self, LoadReport)> {
+        let config = ModelConfig::from_file(&dir.join("config.json"))?;
+        let store = TensorStore::open(dir)?;
+        let report = store
+            .check(&config.expected_tensors(), &options.rules)
+            .into_result(dir)?;
+        let dtype = match options.dtype {
+            Some(dtype) => dtype,
+            None => default_dtype(&store)?,
+        };
+        let model = Self::build(&config, dtype, &mut Weights::from_store(&config, &store, dtype))?;
+        Ok((model, report))
+    }
+
+    /// A model of random weights, a function of `seed`: for benchmarks and tests only.
+    ///
+    /// # Errors
+    /// [`Error::ComputeDtype`]; [`Error::Mlx`].
+    pub fn random(config: &ModelConfig, dtype: Dtype, seed: u64) -> Result<Self> {
+        Self::build(config, dtype, &mut Weights::random(config, dtype, seed))
+    }
+
+    fn build(config: &ModelConfig, dtype: Dtype, weights: &mut Weights<'_>) -> Result<Self> {
+        if !matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16) {
+            return Err(Error::ComputeDtype { dtype });
+        }
+        let decoder = families::decoder(config, weights)?;
+        Ok(Model {
+            config: config.clone(),
+            dtype,
+            decoder,
+            trainable: Trainable::Adapters,
+            order: Vec::new(),
+        })
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Element type of weights and activations.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Token ids as i32 `[b, s]`, each checked against the vocabulary.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfRange`]; [`Error::RaggedRows`].
+    pub fn token_array(&self, rows: &[&[u32]]) -> Result<Array> {
+        let length = rows.first().map_or(0, |row| row.len());
+        let mut ids = Vec::with_capacity(rows.len() * length);
+        for (row_idx, row) in rows.iter().enumerate() {
+            if row.len() != length {
+                return Err(Error::RaggedRows {
+                    row: row_idx,
+                    expected: length,
+                    found: row.len(),
+                });
+            }
+            self.check_tokens(row)?;
+            ids.extend(row.iter().map(|&token| token as i32));
+        }
+        Ok(Array::from_slice(&ids, &[rows.len() as i32, length as i32]))
+    }
+
+    /// Refuses tokens outside the vocabulary, which MLX would read as other memory.
+    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        let vocab_size = self.config.vocab_size;
+        match tokens.iter().position(|&token| token as usize >= vocab_size) {
+            Some(position) => Err(Error::TokenOutOfRange {
+                token: tokens[position],
+                position,
+                vocab_size,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Hidden states after the final norm: ids i32 `[b, s]` → `[b, s, d]`. With a cache, `ids` continue what it holds.
+    ///
+    /// The ids are not looked at; [`token_array`](Self::token_array) checks them.
+    ///
+    /// # Errors
+    /// [`Error::PackedWithCache`]; [`Error::Mlx`].
+    pub fn hidden(&self, ids: &Array, mask: &AttentionMask, cache: Option<&mut KvCache>) -> Result<Array> {
+        let offset = cache.as_ref().map_or(0, |cache| cache.offset());
+        let mask = mask.ready(offset, ids.dim(1), self.config.sliding_window)?;
+        self.decoder.hidden(ids, &mask, cache)
+    }
+
+    /// The same for training, with dropout and activation checkpointing as `training` says.
+    ///
+    /// # Errors
+    /// [`Error::Mlx`].
+    pub fn hidden_for_training(&self, ids: &Array, mask: &AttentionMask, training: Training<'_>) -> Result<Array> {
+        let mask = mask.ready(0, ids.dim(1), self.config.sliding_window)?;
+        let pass = TrainingPass {
+            trainable: self.trainable,
+            dropout_key: training.dropout_key.filter(|_| self.has_dropout()),
+            activation_checkpointing: training.activation_checkpointing,
+        };
+        self.decoder.hidden_for_training(ids, &mask, pass)
+    }
+
+    /// Logits of hidden states: `[..., d]` → `[..., v]`.
+    ///
+    /// # Errors
+    /// [`Error::Mlx`].
+    pub fn logits(&self, hidden: &Array) -> Result<Array> {
+        self.decoder.logits(hidden)
+    }
+
+    /// The output head's weight `[v, d]` if logits are `hidden · weightᵀ` and nothing else: no adapter on the head, not
+    /// quantised, and not itself trained. A loss may then skip the full logits.
+    pub fn plain_head(&self) -> Option<Array> {
+        let base = match &self.decoder.head {
+            Some(head) if head.adapter.is_some() || head.bias.is_some() => return None,
+            Some(head) => &head.base,
+            None => &self.decoder.embedding.table,
+        };
+        match base {
+            crate::LinearBase::Dense { weight } if self.trainable == Trainable::Adapters => Some(weight.clone()),
+            _ => None,
+        }
+    }
+
+    /// Attaches fresh adapters to the modules that `config` targets, and returns their paths in the order of the model.
+    ///
+    /// `A` depends on `seed` and the module's path alone. The adapters become the trainable parameters.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a pattern without match (the nearest name is given); [`Error::ZeroRank`];
+    /// [`Error::DropoutRange`]; [`Error::AdaptersAttached`].
+    pub fn attach_lora(&mut self, config: &LoraConfig, seed: u64) -> Result<Vec<String>> {
+        if !(0.0..1.0).contains(&config.dropout) {
+            return Err(Error::DropoutRange {
+                dropout: config.dropout,
+            });
+        }
+        self.require_no_adapters()?;
+        let targets = resolve(&config.targets, &self.linear_paths())?;
+        let ranks = config.ranks.resolve(config.rank, &targets)?;
+        let alphas = config.alphas.resolve(config.scale.value(), &targets)?;
+        let mut fresh = Vec::with_capacity(targets.len());
+        for (path, linear) in self.decoder.linears_mut() {
+            if let Some(index) = targets.iter().position(|target| *target == path) {
+                let scale = config.scale.factor(alphas[index], ranks[index]);
+                fresh.push((
+                    LoraAdapter::fresh(linear, &path, ranks[index], scale, config, seed)?,
+                    linear,
+                ));
+            }
+        }
+        for (adapter, linear) in fresh {
+            linear.adapter = Some(adapter);
+        }
+        self.train(Trainable::Adapters)?;
+        Ok(targets)
+    }
+
+    /// Removes all adapters and returns how many there were.
+    pub fn detach_adapters(&mut self) -> usize {
+        let removed = self
+            .decoder
+            .linears_mut()
+            .filter_map(|(_, linear)| linear.adapter.take())
+            .count();
+        self.reorder();
+        removed
+    }
+
+    /// Chooses what trains.
+    ///
+    /// # Errors
+    /// [`Error::Quantized`] when all weights shall train and some are packed.
+    pub fn train(&mut self, trainable: Trainable) -> Result<()> {
+        if trainable == Trainable::Weights {
+            self.decoder
+                .embedding
+                .table
+                .require_dense("model.embed_tokens", "full fine-tuning")?;
+            for (path, linear) in self.decoder.linears_mut() {
+                linear.base.require_dense(&path, "full fine-tuning")?;
+            }
+        }
+        self.trainable = trainable;
+        self.reorder();
+        Ok(())
+    }
+
+    /// The trainable arrays with their names, sorted by name. Names are those of the files: `….q_proj.lora_a`, `….weight`.
+    pub fn trainables(&self) -> Vec<(String, Array)> {
+        let mut found = self.decoder.collect(self.trainable);
+        found.sort_by(|(one, _), (other, _)| one.cmp(other));
+        found
+    }
+
+    /// Replaces the trainable arrays by `values`, in the order of [`trainables`](Self::trainables).
+    ///
+    /// # Errors
+    /// [`Error::TrainableCount`].
+    pub fn set_trainables(&mut self, values: &[Array]) -> Result<()> {
+        if values.len() != self.order.len() {
+            return Err(Error::TrainableCount {
+                expected: self.order.len(),
+                found: values.len(),
+            });
+        }
+        let in_walk: Vec<Array> = self.order.iter().map(|&position| values[position].clone()).collect();
+        self.decoder.replace(self.trainable, &in_walk);
+        Ok(())
+    }
+
+    /// Paths of the linear layers that can take an adapter, in the order of the computation; the head only where it has a
+    /// weight of its own.
+    pub fn linear_paths(&self) -> Vec<String> {
+        let head = self.decoder.head.iter().map(|_| "lm_head".to_owned());
+        self.config
+            .block_linear_layers()
+            .into_iter()
+            .map(|linear| linear.path)
+            .chain(head)
+            .collect()
+    }
+
+    pub(crate) fn require_no_adapters(&mut self) -> Result<()> {
+        match self.decoder.linears_mut().any(|(_, linear)| linear.adapter.is_some()) {
+            true => Err(Error::AdaptersAttached),
+            false => Ok(()),
+        }
+    }
+
+    fn has_dropout(&self) -> bool {
+        let mut decoder = self.decoder.clone();
+        decoder
+            .linears_mut()
+            .any(|(_, linear)| linear.adapter.as_ref().is_some_and(|adapter| adapter.dropout > 0.0))
+    }
+
+    /// For each trainable array of the walk, its rank by name.
+    fn reorder(&mut self) {
+        let names: Vec<String> = self
+            .decoder
+            .collect(self.trainable)
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        let mut by_name: Vec<usize> = (0..names.len()).collect();
+        by_name.sort_by(|&one, &other| names[one].cmp(&names[other]));
+        self.order = vec![0; names.len()];
+        for (rank, walk_position) in by_name.into_iter().enumerate() {
+            self.order[walk_position] = rank;
+        }
+    }
+}
+
+/// f32 on the CPU; on a GPU what the embedding is stored in.
+fn default_dtype(store: &TensorStore) -> Result<Dtype> {
+    if device::default_kind()? == DeviceKind::Cpu {
+        return Ok(Dtype::Float32);
+    }
+    // Of a quantised model, the scales have the type that activations shall have.
+    let name = ["model.embed_tokens.scales", "model.embed_tokens.weight"]
+        .into_iter()
+        .find(|name| store.contains(name));
+    let view = store.require(name.unwrap_or("model.embed_tokens.weight"))?;
+    mlx_dtype(view.name, view.dtype)
+}

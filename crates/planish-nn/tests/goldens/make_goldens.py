@@ -1,0 +1,109 @@
+"""Makes the goldens of this folder: tiny random models and what mlx-lm computes with them, in f32 on the CPU.
+
+    pip install 'mlx[cpu]==0.32.2' 'mlx-lm==0.32.2'
+    python make_goldens.py            # writes one folder a model beside this script
+
+Each folder: config.json, model.safetensors (seeded, the same numbers on every run), golden/golden.safetensors with
+`tokens` i32 [2, 24], `logits` f32 [2, 24, v], `greedy` i32 [32] (continuation of the first row, with cache).
+Weights are large enough that logits span several units, so that a wrong rotation, norm or mask shows.
+"""
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.generate import generate_step
+from mlx_lm.utils import load_model
+
+HERE = Path(__file__).parent
+BASE = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=80, max_position_embeddings=256, rms_norm_eps=1e-5, rope_theta=10000.0, hidden_act="silu",
+            tie_word_embeddings=False, bos_token_id=1, eos_token_id=2)
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=32)
+QUANTISED = BASE | dict(model_type="llama", intermediate_size=64, tie_word_embeddings=True)
+MODELS = {
+    "llama3-rope": BASE | dict(model_type="llama", rope_theta=500.0, rope_scaling=LLAMA3, tie_word_embeddings=True),
+    "llama-linear-bias": BASE | dict(model_type="llama", rope_scaling=dict(type="linear", factor=4.0), attention_bias=True,
+                                     mlp_bias=True, head_dim=16),
+    "mistral-window": BASE | dict(model_type="mistral", sliding_window=8),
+    "llama-affine-4bit": QUANTISED | dict(quantization=dict(group_size=32, bits=4)),
+    "llama-affine-8bit": QUANTISED | dict(quantization=dict(group_size=32, bits=8)),
+    "qwen2": BASE | dict(model_type="qwen2", rms_norm_eps=1e-6, rope_theta=1000000.0, tie_word_embeddings=True),
+    "qwen3": BASE | dict(model_type="qwen3", rms_norm_eps=1e-6, head_dim=16, rope_theta=1000000.0),
+}
+
+
+def shapes(config):
+    d, ff, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    head_dim = config.get("head_dim", d // config["num_attention_heads"])
+    q, kv = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    family, bias, mlp_bias = config["model_type"], config.get("attention_bias", False), config.get("mlp_bias", False)
+    yield "model.embed_tokens.weight", (v, d)
+    for layer in range(config["num_hidden_layers"]):
+        block = f"model.layers.{layer}"
+        for name, out, inn in [("q_proj", q, d), ("k_proj", kv, d), ("v_proj", kv, d), ("o_proj", d, q)]:
+            yield f"{block}.self_attn.{name}.weight", (out, inn)
+            if bias or (family == "qwen2" and name != "o_proj"):
+                yield f"{block}.self_attn.{name}.bias", (out,)
+        if family == "qwen3":
+            yield f"{block}.self_attn.q_norm.weight", (head_dim,)
+            yield f"{block}.self_attn.k_norm.weight", (head_dim,)
+        for name, out, inn in [("gate_proj", ff, d), ("up_proj", ff, d), ("down_proj", d, ff)]:
+            yield f"{block}.mlp.{name}.weight", (out, inn)
+            if mlp_bias:
+                yield f"{block}.mlp.{name}.bias", (out,)
+        yield f"{block}.input_layernorm.weight", (d,)
+        yield f"{block}.post_attention_layernorm.weight", (d,)
+    yield "model.norm.weight", (d,)
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", (v, d)
+
+
+def weight(random, name, shape):
+    if "norm" in name:
+        return random.uniform(0.5, 1.5, shape)
+    if name.endswith("bias"):
+        return random.normal(0, 0.5, shape)
+    return random.normal(0, 1.5 / np.sqrt(shape[-1]), shape)
+
+
+def quantised(weights, group_size, bits):
+    """Packs every matrix as MLX's affine quantisation does."""
+    packed = {}
+    for name, array in weights.items():
+        if array.ndim == 1:
+            packed[name] = array
+            continue
+        parts = mx.quantize(array, group_size=group_size, bits=bits)
+        for suffix, part in zip(("weight", "scales", "biases"), parts):
+            packed[name.removesuffix("weight") + suffix] = part
+    return packed
+
+
+def main():
+    mx.set_default_device(mx.cpu)
+    for seed, (name, config) in enumerate(MODELS.items()):
+        folder = HERE / name
+        (folder / "golden").mkdir(parents=True, exist_ok=True)
+        random = np.random.default_rng(seed)
+        weights = {key: mx.array(weight(random, key, shape).astype(np.float32)) for key, shape in shapes(config)}
+        if "quantization" in config:
+            weights = quantised(weights, **config["quantization"])
+        mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        model, _ = load_model(folder, strict=True)
+        if "sliding_window" in config:  # mlx-lm has the window, but takes it for models that mix block kinds only
+            model.model.swa_idx = 0
+            for layer in model.layers:
+                layer.use_sliding = True
+        tokens = mx.array(random.integers(3, config["vocab_size"], (2, 24)).astype(np.int32))
+        logits = model(tokens).astype(mx.float32)
+        greedy = [int(token) for token, _ in generate_step(tokens[0], model, max_tokens=32)]
+        mx.save_safetensors(str(folder / "golden" / "golden.safetensors"),
+                            dict(tokens=tokens, logits=logits, greedy=mx.array(np.array(greedy, np.int32))))
+        print(name, "logits", float(logits.min()), "to", float(logits.max()), "greedy", greedy[:8])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+//! What mlx-lm computes with the same weights; `goldens/make_goldens.py` made the files.
+
+use planish_checkpoint::tensors::TensorStore;
+use planish_nn::generate::{GenerateOptions, generate};
+use planish_nn::{LoadOptions, Model, Sampling};
+
+use crate::{fixture, largest, logits, max_difference, tiny_llama};
+
+/// f32 on two BLAS libraries: rounding of sums in another order. A mistake in the computation shows at 1e-2 and above.
+const RELATIVE_TOLERANCE: f32 = 2e-5;
+
+fn check_family(name: &str) {
+    let dir = fixture("goldens").join(name);
+    let (model, _) = Model::load(&dir, &LoadOptions::default()).unwrap();
+    let golden = TensorStore::open(&dir.join("golden/golden.safetensors")).unwrap();
+    let tokens = integers(&golden, "tokens");
+    let expect = golden.require("logits").unwrap().to_f32().unwrap();
+    let found = logits(&model, &tokens.chunks(24).collect::<Vec<_>>());
+    let difference = max_difference(&found, &expect) / largest(&expect);
+    assert!(difference < RELATIVE_TOLERANCE, "{name}: {difference}");
+
+    let options = GenerateOptions {
+        max_tokens: 32,
+        stop_tokens: vec![],
+        sampling: Sampling::default(),
+    };
+    let greedy: Vec<u32> = generate(&model, &tokens[..24], &options)
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(greedy, integers(&golden, "greedy"), "{name}");
+}
+
+fn integers(store: &TensorStore, name: &str) -> Vec<u32> {
+    let bytes = store.require(name).unwrap().bytes;
+    bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|&word| i32::from_le_bytes(word) as u32)
+        .collect()
+}
+
+#[test]
+fn golden_llama3_rope_logits_and_greedy_tokens() {
+    check_family("llama3-rope");
+}
+
+#[test]
+fn golden_llama_with_biases_and_linear_rope() {
+    check_family("llama-linear-bias");
+}
+
+#[test]
+fn golden_mistral_with_a_window() {
+    check_family("mistral-window");
+}
+
+#[test]
+fn golden_qwen2() {
+    check_family("qwen2");
+}
+
+#[test]
+fn golden_qwen3() {
+    check_family("qwen3");
+}
+
+/// `reference.json` beside the tiny model holds mlx-lm's numbers for five sentences.
+#[test]
+fn golden_llama_tiny_logits_and_perplexity() {
+    let model = tiny_llama();
+    let text = std::fs::read_to_string(fixture("fixtures/tiny-llama-1m/reference.json")).unwrap();
+    let reference: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let (mut total_nll, mut predicted) = (0.0, 0);
+    for prompt in reference["prompts"].as_array().unwrap() {
+        let ids: Vec<u32> = prompt["ids"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|id| id.as_u64().unwrap() as u32)
+            .collect();
+        let found = logits(&model, &[&ids]);
+        let rows: Vec<&[f32]> = found.chunks(2048).collect();
+        for pair in prompt["last"]["top"].as_array().unwrap() {
+            let (token, expect) = (pair[0].as_u64().unwrap() as usize, pair[1].as_f64().unwrap());
+            let found = f64::from(rows[rows.len() - 1][token]);
+            assert!(
+                (found - expect).abs() < 1e-4,
+                "token {token}: {found}, expected {expect}"
+            );
+        }
+        let nll: f64 = rows
+            .iter()
+            .zip(&ids[1..])
+            .map(|(row, &next)| nll(row, next as usize))
+            .sum();
+        let expect = prompt["nll"].as_f64().unwrap();
+        assert!((nll - expect).abs() < 1e-5 * expect, "{nll}, expected {expect}");
+        total_nll += nll;
+        predicted += ids.len() - 1;
+    }
+    let perplexity = (total_nll / predicted as f64).exp();
+    assert!(
+        (perplexity / reference["perplexity"].as_f64().unwrap() - 1.0).abs() < 1e-5,
+        "{perplexity}"
+    );
+}
+
+fn nll(logits: &[f32], token: usize) -> f64 {
+    let largest = f64::from(logits.iter().copied().fold(f32::MIN, f32::max));
+    let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - largest).exp()).sum();
+    largest + sum.ln() - f64::from(logits[token])
+}

@@ -1,0 +1,124 @@
+//! Strict loading: nothing missing, nothing left over, nothing broken.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use planish_checkpoint::tensors::{self, HostTensor, TensorStore};
+use planish_mlx::Dtype;
+use planish_nn::{Error, LoadOptions, Model};
+
+use crate::{fixture, largest, logits, max_difference};
+
+/// A copy of a small model with changed tensors.
+fn altered(change: impl FnOnce(&mut BTreeMap<String, HostTensor>)) -> tempfile::TempDir {
+    let source = fixture("goldens/qwen2");
+    let store = TensorStore::open(&source.join("model.safetensors")).unwrap();
+    let mut weights: BTreeMap<_, _> = store
+        .iter()
+        .map(|view| (view.name.to_owned(), view.to_host()))
+        .collect();
+    change(&mut weights);
+    let dir = tempfile::tempdir().unwrap();
+    tensors::write(&dir.path().join("model.safetensors"), &weights, &BTreeMap::new()).unwrap();
+    std::fs::copy(source.join("config.json"), dir.path().join("config.json")).unwrap();
+    dir
+}
+
+fn load(dir: &Path) -> Result<Model, Error> {
+    Model::load(dir, &LoadOptions::default()).map(|(model, _)| model)
+}
+
+fn message(change: impl FnOnce(&mut BTreeMap<String, HostTensor>)) -> String {
+    load(altered(change).path()).unwrap_err().to_string()
+}
+
+#[test]
+fn err_names_the_missing_unexpected_misshaped_and_nan_tensor() {
+    let text = message(|weights| drop(weights.remove("model.norm.weight")));
+    assert!(text.contains("missing") && text.contains("model.norm.weight"), "{text}");
+
+    let text = message(|weights| drop(weights.insert("model.extra".into(), HostTensor::from_f32(&[1], &[0.0]))));
+    assert!(text.contains("unexpected") && text.contains("model.extra"), "{text}");
+
+    let text =
+        message(|weights| drop(weights.insert("model.norm.weight".into(), HostTensor::from_f32(&[2], &[1.0; 2]))));
+    assert!(text.contains("shape") && text.contains("model.norm.weight"), "{text}");
+
+    let text = message(|weights| {
+        let mut values = vec![1.0; 32];
+        values[5] = f32::NAN;
+        weights.insert("model.norm.weight".into(), HostTensor::from_f32(&[32], &values));
+    });
+    assert!(
+        text.contains("NaN") && text.contains("model.norm.weight") && text.contains('5'),
+        "{text}"
+    );
+}
+
+#[test]
+fn every_tensor_changes_the_logits() {
+    let tokens: [u32; 6] = [3, 14, 15, 9, 26, 5];
+    let before = logits(&load(altered(|_| ()).path()).unwrap(), &[&tokens]);
+    let store = TensorStore::open(&fixture("goldens/qwen2/model.safetensors")).unwrap();
+    for name in store.names() {
+        let dir = altered(|weights| {
+            let tensor = &weights[name];
+            let values: Vec<f32> = tensor
+                .to_f32()
+                .unwrap()
+                .into_iter()
+                .map(|value| value * 1.1 + 0.01)
+                .collect();
+            let changed = HostTensor::from_f32(&tensor.shape, &values);
+            weights.insert(name.to_owned(), changed);
+        });
+        let after = logits(&load(dir.path()).unwrap(), &[&tokens]);
+        // Softmax does not feel one number added to every key of a head.
+        let is_key_bias = name.ends_with("k_proj.bias");
+        assert!(
+            is_key_bias || max_difference(&before, &after) > 1e-4,
+            "{name} has no influence"
+        );
+    }
+}
+
+#[test]
+fn dtype_can_be_chosen() {
+    let dir = altered(|_| ());
+    let with = |dtype| {
+        let options = LoadOptions {
+            dtype: Some(dtype),
+            ..LoadOptions::default()
+        };
+        Model::load(dir.path(), &options).map(|(model, _)| model)
+    };
+    let (full, half) = (with(Dtype::Float32).unwrap(), with(Dtype::Bfloat16).unwrap());
+    assert_eq!(half.dtype(), Dtype::Bfloat16);
+    let (full, half) = (logits(&full, &[&[3, 14]]), logits(&half, &[&[3, 14]]));
+    let difference = max_difference(&full, &half) / largest(&full);
+    assert!(difference > 1e-5 && difference < 5e-2, "{difference}");
+    assert!(matches!(
+        with(Dtype::Int32),
+        Err(Error::ComputeDtype { dtype: Dtype::Int32 })
+    ));
+}
+
+#[test]
+fn quantised_base_gives_the_logits_of_its_dequantised_weights() {
+    for bits in [4, 8] {
+        let dir = fixture(&format!("goldens/llama-affine-{bits}bit"));
+        let golden = TensorStore::open(&dir.join("golden/golden.safetensors")).unwrap();
+        let tokens: Vec<u32> = golden
+            .require("tokens")
+            .unwrap()
+            .bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|&w| i32::from_le_bytes(w) as u32)
+            .collect();
+        let expect = golden.require("logits").unwrap().to_f32().unwrap();
+        let found = logits(&load(&dir).unwrap(), &tokens.chunks(24).collect::<Vec<_>>());
+        assert!(max_difference(&found, &expect) < 2e-5 * largest(&expect), "{bits} bits");
+    }
+}
