@@ -111,7 +111,7 @@ mod tests {
                 let ladder = Ladder::new(max, kind);
                 let rung = ladder.fit(length).unwrap();
                 prop_assert!(rung >= length && rung <= max.next_multiple_of(128));
-                prop_assert!(rung % 128 == 0 || kind == Rungs::Fine && [32, 64, 96].contains(&rung));
+                prop_assert!(rung.is_multiple_of(128) || kind == Rungs::Fine && [32, 64, 96].contains(&rung));
                 prop_assert!(ladder.rungs().is_sorted_by(|a, b| a < b));
             }
         }

@@ -111,7 +111,7 @@ impl Masker<'_> {
     fn chat(&self, chat: &Chat) -> Result<Samples, Fault> {
         let rendering = self.rendering(chat)?;
         if let Train::MlxLm { mask_prompt } = self.options.train {
-            return rendering.from_last_message(mask_prompt).map(Samples::One);
+            return rendering.last_message_on(mask_prompt).map(Samples::One);
         }
         if self.options.train == Train::Everything {
             return rendering.everything().map(Samples::One);
@@ -350,7 +350,7 @@ impl Rendering<'_> {
     }
 
     /// mlx-lm's mask: the tokens of everything before the last message are counted, not looked for in the whole.
-    fn from_last_message(&self, mask_prompt: bool) -> Result<Sample, Fault> {
+    fn last_message_on(&self, mask_prompt: bool) -> Result<Sample, Fault> {
         let mut sample = self.everything()?;
         if mask_prompt {
             let before = self.messages.len() - 1;

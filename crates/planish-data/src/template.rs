@@ -62,8 +62,8 @@ pub struct TemplateOptions {
 
 const MAIN: &str = "chat";
 const TOOL_VARIANT: &str = "tool_use";
-/// Instructions that one rendering may take: far above any real template, and a few seconds at most.
-const FUEL: u64 = 100_000_000;
+/// Instructions that one rendering may take: thousands of messages need a hundredth of it, and it ends within a second.
+const FUEL: u64 = 10_000_000;
 
 impl ChatTemplate {
     /// Finds a folder's template: [`TemplateOptions::file`], else `chat_template.jinja`, else `tokenizer_config.json`.
@@ -243,6 +243,7 @@ fn environment(now: i64) -> std::result::Result<Environment<'static>, minijinja:
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_formatter(|out, _, value| out.write_str(&python::text(value)).map_err(minijinja::Error::from));
+    environment.add_test("iterable", is_iterable);
     environment.add_filter("tojson", to_json);
     environment.add_filter("string", |value: Value| python::text(&value));
     environment.add_function(
@@ -269,6 +270,11 @@ fn to_json(value: Value, options: Kwargs) -> Result<String, minijinja::Error> {
     };
     options.assert_all_used()?;
     python::dumps(&value, &style)
+}
+
+/// As in Jinja2, where none is not iterable and texts are: templates ask it of `tools`.
+fn is_iterable(value: &Value) -> bool {
+    value.as_str().is_some() || (!value.is_none() && value.try_iter().is_ok())
 }
 
 fn strftime(now: i64, format: &str) -> Result<String, minijinja::Error> {

@@ -6,3 +6,4 @@ mod support;
 mod masking;
 mod planning;
 mod reading;
+mod templates;
