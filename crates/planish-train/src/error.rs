@@ -31,6 +31,37 @@ pub enum Error {
     #[error(transparent)]
     Loss(#[from] planish_loss::Error),
 
+    /// The model refused to be loaded, adapted or run.
+    #[error(transparent)]
+    Model(#[from] planish_nn::Error),
+
+    /// The data cannot be read or planned.
+    #[error(transparent)]
+    Data(#[from] planish_data::Error),
+
+    /// An adapter or a checkpoint cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] planish_checkpoint::Error),
+
+    /// The configuration is wrong.
+    #[error(transparent)]
+    RunConfig(#[from] planish_core::Error),
+
+    /// Several updates in a row had a loss or a gradient that is not finite.
+    #[error(
+        "{in_a_row} updates in a row were not finite (the last at step {step}, rows {}); nothing of them was applied: \
+         lower optimizer.learning_rate or look at the rows, listed in bad_rows.jsonl",
+        rows.join(", ")
+    )]
+    Diverged {
+        /// The last of them.
+        step: usize,
+        /// How many there were.
+        in_a_row: usize,
+        /// Rows of the last one, as `file:line`.
+        rows: Vec<String>,
+    },
+
     /// A file of the run cannot be read or written.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
@@ -40,6 +71,13 @@ pub enum Error {
         action: &'static str,
         /// The system's reason.
         source: std::io::Error,
+    },
+
+    /// The output folder holds something already.
+    #[error("{} is not empty: choose another output folder, or resume the run in it", path.display())]
+    OutNotEmpty {
+        /// The folder.
+        path: PathBuf,
     },
 
     /// Saved optimizer state does not belong to the parameters it should continue.

@@ -1,3 +1,5 @@
 //! Integration tests of training.
 
 mod optimizers;
+mod sft;
+mod world;

@@ -1,0 +1,321 @@
+//! Everything a supervised run can be told, resolved and typed.
+
+use planish_core::run_config::{
+    DistrustLink, DistrustMode, LoraMethod as ConfigMethod, OptimizerName, RunConfig, ScheduleName,
+};
+use planish_core::target_modules::{Blocks, PerModule, TargetModules};
+use planish_data::Rungs;
+use planish_loss::TokenLossOptions;
+use planish_loss::distrust::{self, Link, Mode, Weighting};
+use planish_nn::{LoraConfig, LoraMethod, LoraScale};
+
+use crate::optimizer::{AdamW, Groups, Rule};
+use crate::schedule::Shape;
+use crate::{Error, Result};
+
+/// Settings of [`Sft`](crate::recipes::sft::Sft); the defaults are those of `planish train`.
+///
+/// # Example
+/// ```
+/// use planish_core::run_config::RunConfig;
+/// use planish_train::{Length, SftOptions};
+///
+/// let config = RunConfig::builder().set("train.steps=50")?.set("optimizer.learning_rate=2e-4")?.build()?;
+/// let options = SftOptions::from_config(&config)?;
+/// assert_eq!(options.length, Length::Steps(50));
+/// assert_eq!(options.learning_rate, 2e-4);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct SftOptions {
+    /// What is trained.
+    pub tuning: Tuning,
+    /// How long.
+    pub length: Length,
+    /// Rows of one forward and backward pass.
+    pub batch_size: usize,
+    /// Passes that are summed into one update.
+    pub accumulation: usize,
+    /// Longest example in tokens, as the data was read.
+    pub max_seq_length: usize,
+    /// Pack several examples into one row.
+    pub packing: bool,
+    /// Lengths that the backend likes.
+    pub rungs: Rungs,
+    /// Seed of the order, of fresh adapters and of dropout.
+    pub seed: u64,
+    /// Compute activations again in the backward pass instead of keeping them.
+    pub activation_checkpointing: bool,
+    /// The update rule.
+    pub rule: Rule,
+    /// LoRA+.
+    pub groups: Groups,
+    /// Learning rate at the end of the warm-up.
+    pub learning_rate: f64,
+    /// What follows the warm-up.
+    pub shape: Shape,
+    /// Learning rate at the end.
+    pub min_learning_rate: f64,
+    /// Updates of warm-up; `None`: [`default_warmup`](crate::schedule::default_warmup).
+    pub warmup_steps: Option<usize>,
+    /// Largest global norm of a gradient; `None`: no limit.
+    pub clip_norm: Option<f64>,
+    /// Label smoothing and z-loss.
+    pub loss: TokenLossOptions,
+    /// Trained positions whose logits exist at one time; `None`: all when they take up to 256 MiB, else 1024.
+    pub chunk_tokens: Option<usize>,
+    /// Distrust weighting.
+    pub distrust: DistrustOptions,
+    /// How micro-batches are averaged.
+    pub reduction: Reduction,
+    /// Updates between two evaluations; `None`: before the first update and after the last.
+    pub eval_every: Option<usize>,
+    /// Micro-batches of an evaluation, always the same first ones; `None`: the whole validation set.
+    pub val_batches: Option<usize>,
+    /// Keep the adapter of the best evaluation instead of the last.
+    pub save_best: bool,
+    /// Evaluations without a new best after which the run ends; 0: never.
+    pub patience: usize,
+    /// How much lower a loss must be to be a new best.
+    pub min_delta: f64,
+    /// Updates between two saved states; `None`: only at the end and when interrupted.
+    pub checkpoint_every: Option<usize>,
+    /// Saved states that are kept, besides the best.
+    pub keep_last: usize,
+    /// Updates between two reports.
+    pub report_every: usize,
+    /// Write TensorBoard event files.
+    pub tensorboard: bool,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Tuning {
+    /// Fresh low-rank adapters; the base model is frozen.
+    Adapters(Box<LoraConfig>),
+    /// Every weight.
+    Full,
+}
+
+/// How long a run is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Length {
+    /// So many updates.
+    Steps(usize),
+    /// So many passes over the data, rounded up to whole updates.
+    Epochs(f64),
+}
+
+/// How the micro-batches of one update are averaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reduction {
+    /// Every trained token of the window counts the same, however the window is cut.
+    #[default]
+    TokenExact,
+    /// The mean of the micro-batches' own means, as mlx-lm does: a short batch counts as much as a long one.
+    MeanOfMeans,
+}
+
+/// How distrust fields are used.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DistrustOptions {
+    /// What for.
+    pub mode: Mode,
+    /// `α` of the reported value.
+    pub alpha: f64,
+    /// `λ` of [`Mode::Additive`].
+    pub lambda: f64,
+    /// From provenance to weight.
+    pub weighting: Weighting,
+    /// Train although less than 5 % of the examples carry the weight.
+    pub force: bool,
+}
+
+impl Default for DistrustOptions {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Off,
+            alpha: distrust::DEFAULT_ALPHA,
+            lambda: 1.0,
+            weighting: Weighting::default(),
+            force: false,
+        }
+    }
+}
+
+impl Default for SftOptions {
+    fn default() -> Self {
+        Self {
+            tuning: Tuning::Adapters(Box::default()),
+            length: Length::Epochs(1.0),
+            batch_size: 4,
+            accumulation: 1,
+            max_seq_length: 2048,
+            packing: false,
+            rungs: Rungs::Fine,
+            seed: 0,
+            activation_checkpointing: false,
+            rule: Rule::adamw(),
+            groups: Groups::default(),
+            learning_rate: 1e-4,
+            shape: Shape::Cosine,
+            min_learning_rate: 0.0,
+            warmup_steps: None,
+            clip_norm: Some(1.0),
+            loss: TokenLossOptions::default(),
+            chunk_tokens: None,
+            distrust: DistrustOptions::default(),
+            reduction: Reduction::TokenExact,
+            eval_every: None,
+            val_batches: None,
+            save_best: true,
+            patience: 0,
+            min_delta: 0.0,
+            checkpoint_every: None,
+            keep_last: 2,
+            report_every: 10,
+            tensorboard: false,
+        }
+    }
+}
+
+impl SftOptions {
+    /// The settings of a run configuration.
+    ///
+    /// # Errors
+    /// [`Error::RunConfig`] for a number of blocks that cannot be; [`Error::Config`].
+    pub fn from_config(config: &RunConfig) -> Result<Self> {
+        let (train, optimizer) = (&config.train, &config.optimizer);
+        let options = Self {
+            tuning: tuning(config)?,
+            length: match (train.steps, train.epochs) {
+                (Some(steps), _) => Length::Steps(steps),
+                (None, epochs) => Length::Epochs(epochs.unwrap_or(1.0)),
+            },
+            batch_size: train.batch_size,
+            accumulation: train.accumulation,
+            max_seq_length: train.max_seq_length.unwrap_or(Self::default().max_seq_length),
+            packing: config.data.packing,
+            seed: train.seed,
+            activation_checkpointing: train.checkpointing,
+            rule: rule(config),
+            learning_rate: optimizer.learning_rate,
+            shape: match config.schedule.name {
+                ScheduleName::Constant => Shape::Constant,
+                ScheduleName::Linear => Shape::Linear,
+                ScheduleName::Cosine => Shape::Cosine,
+            },
+            min_learning_rate: config.schedule.min_learning_rate,
+            warmup_steps: config.schedule.warmup_steps,
+            clip_norm: Some(optimizer.clip_norm).filter(|norm| *norm > 0.0),
+            chunk_tokens: config.loss.chunk_tokens,
+            distrust: distrust_options(config),
+            eval_every: train.eval_every,
+            save_best: train.save_best,
+            checkpoint_every: config.checkpoint.every,
+            keep_last: config.checkpoint.keep_last,
+            report_every: config.logging.report_every,
+            tensorboard: config.logging.tensorboard,
+            ..Self::default()
+        };
+        options.check()?;
+        Ok(options)
+    }
+
+    /// Refuses values outside their range.
+    ///
+    /// # Errors
+    /// [`Error::Config`], [`Error::Loss`].
+    pub fn check(&self) -> Result<()> {
+        self.loss.check()?;
+        self.distrust.weighting.check()?;
+        let rules = [
+            (self.batch_size > 0, "train.batch_size", "0 rows make no batch"),
+            (self.accumulation > 0, "train.accumulation", "0 batches make no update"),
+            (self.report_every > 0, "logging.report_every", "0 is no interval"),
+            (self.eval_every != Some(0), "train.eval_every", "0 is no interval"),
+            (self.checkpoint_every != Some(0), "checkpoint.every", "0 is no interval"),
+            (
+                self.chunk_tokens != Some(0),
+                "loss.chunk_tokens",
+                "a chunk needs at least 1 token",
+            ),
+            (self.length != Length::Steps(0), "train.steps", "the run has no update"),
+            (
+                !matches!(self.length, Length::Epochs(n) if n.is_nan() || n <= 0.0 || n.is_infinite()),
+                "train.epochs",
+                "must be a positive number",
+            ),
+            (
+                self.clip_norm.is_none_or(|norm| norm > 0.0),
+                "optimizer.clip_norm",
+                "must be positive; leave it out for no limit",
+            ),
+        ];
+        match rules.into_iter().find(|(holds, ..)| !holds) {
+            Some((_, key, reason)) => Err(Error::Config {
+                key,
+                reason: reason.to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn tuning(config: &RunConfig) -> Result<Tuning> {
+    let lora = &config.lora;
+    let method = match lora.method {
+        ConfigMethod::Full => return Ok(Tuning::Full),
+        ConfigMethod::Lora => LoraMethod::Lora,
+        ConfigMethod::Dora => LoraMethod::Dora,
+    };
+    let scale = match (lora.scale, lora.alpha) {
+        (Some(scale), _) => LoraScale::Fixed(scale),
+        (None, alpha) => LoraScale::Alpha(alpha.unwrap_or(2.0 * lora.rank as f64)),
+    };
+    Ok(Tuning::Adapters(Box::new(LoraConfig {
+        method,
+        rank: lora.rank,
+        scale,
+        dropout: lora.dropout as f32,
+        targets: TargetModules::new(lora.targets.iter().cloned(), Blocks::from_count(lora.layers)?),
+        ranks: PerModule::new(Vec::<(String, usize)>::new()),
+        alphas: PerModule::new(Vec::<(String, f64)>::new()),
+    })))
+}
+
+fn rule(config: &RunConfig) -> Rule {
+    let optimizer = &config.optimizer;
+    match optimizer.name {
+        OptimizerName::Adamw => Rule::AdamW(AdamW {
+            betas: optimizer.betas,
+            eps: optimizer.eps,
+            weight_decay: optimizer.weight_decay,
+        }),
+    }
+}
+
+fn distrust_options(config: &RunConfig) -> DistrustOptions {
+    let distrust = &config.distrust;
+    DistrustOptions {
+        mode: match distrust.mode {
+            DistrustMode::Off => Mode::Off,
+            DistrustMode::Additive => Mode::Additive,
+            DistrustMode::Weight => Mode::Weight,
+            DistrustMode::Sampler => Mode::Sampler,
+        },
+        alpha: distrust.alpha,
+        lambda: distrust.lambda.unwrap_or(1.0),
+        weighting: Weighting {
+            link: match distrust.link {
+                DistrustLink::Hinge => Link::Hinge,
+                DistrustLink::Literal => Link::Literal,
+                DistrustLink::Tempered => Link::Tempered { tau: 4.0 },
+            },
+            floor: distrust.floor,
+            cap: distrust.cap,
+            ..Weighting::default()
+        },
+        force: false,
+    }
+}

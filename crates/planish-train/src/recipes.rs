@@ -1,0 +1,3 @@
+//! Recipes: what a run does, read from top to bottom.
+
+pub mod sft;

@@ -1,0 +1,160 @@
+//! The output folder of a run.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use planish_checkpoint::adapter::{Adapter, Method};
+use planish_checkpoint::tensors::{Dtype as FileDtype, HostTensor};
+use planish_core::target_modules::Blocks;
+use planish_core::{fs, hash};
+use planish_data::Dataset;
+use planish_mlx::{Array, Dtype, host};
+use planish_nn::{LoraMethod, LoraScale, Model};
+use serde_json::json;
+
+use crate::events::{Position, RunPlan, SaveReport};
+use crate::metrics::MetricsWriter;
+use crate::options::Tuning;
+use crate::recipes::sft::rank_and_scale;
+use crate::{Error, Result};
+
+/// Writes everything a run leaves behind.
+#[derive(Debug)]
+pub(crate) struct RunDir {
+    path: PathBuf,
+    metrics: MetricsWriter,
+}
+
+impl RunDir {
+    /// Takes an empty folder, or makes one.
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        let io = |action| {
+            move |source| Error::Io {
+                path: path.to_owned(),
+                action,
+                source,
+            }
+        };
+        std::fs::create_dir_all(path).map_err(io("create"))?;
+        if std::fs::read_dir(path).map_err(io("read"))?.next().is_some() {
+            return Err(Error::OutNotEmpty { path: path.to_owned() });
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            metrics: MetricsWriter::create(&path.join("metrics.jsonl"))?,
+        })
+    }
+
+    pub(crate) fn metrics(&mut self) -> &mut MetricsWriter {
+        &mut self.metrics
+    }
+
+    /// Writes a small file, whole or not at all.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.path.join(name);
+        fs::write_atomic(&path, bytes).map_err(|source| Error::Io {
+            path,
+            action: "write",
+            source,
+        })
+    }
+
+    /// Writes `plan.json`: what the data was and how it is cut.
+    pub(crate) fn write_plan(&self, plan: &RunPlan, train: &Dataset, valid: Option<&Dataset>) -> Result<()> {
+        let split = |data: &Dataset| {
+            json!({
+                "path": data.path().display().to_string(),
+                "data_hash": data.data_hash(),
+                "fingerprint": data.fingerprint(),
+                "examples": data.len(),
+            })
+        };
+        let shapes = plan.data.shapes.iter();
+        let text = json!({
+            "schema": 1,
+            "plan_hash": plan.plan_hash,
+            "train": split(train),
+            "valid": valid.map(split),
+            "total_steps": plan.total_steps,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "target_tokens": plan.data.target_tokens,
+            "padding_fraction": plan.data.padding_fraction,
+            "shapes": shapes.map(|s| json!({"rows": s.rows, "length": s.length, "batches": s.batches})).collect::<Vec<_>>(),
+            "modules": plan.modules,
+        });
+        self.write("plan.json", format!("{text:#}\n").as_bytes())
+    }
+
+    /// Appends the rows of a refused update to `bad_rows.jsonl`.
+    pub(crate) fn append_bad_rows(&self, step: usize, rows: &[String]) -> Result<()> {
+        let path = self.path.join("bad_rows.jsonl");
+        let line = format!("{}\n", json!({"step": step, "rows": rows}));
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
+        let outcome = file.as_mut().map_err(|e| std::io::Error::new(e.kind(), e.to_string()));
+        outcome
+            .and_then(|file| file.write_all(line.as_bytes()))
+            .map_err(|source| Error::Io {
+                path,
+                action: "append to",
+                source,
+            })
+    }
+
+    /// Writes the trainable tensors in mlx-lm's layout.
+    pub(crate) fn save_adapter(&self, model: &Model, tuning: &Tuning, position: Position) -> Result<SaveReport> {
+        let started = std::time::Instant::now();
+        adapter_of(model, tuning)?.write_mlx_lm(&self.path)?;
+        let path = self.path.join("adapters.safetensors");
+        let sha256 = hash::sha256_file(&path).map_err(|source| Error::Io {
+            path: path.clone(),
+            action: "read",
+            source,
+        })?;
+        Ok(SaveReport {
+            position,
+            path,
+            sha256,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+/// The trainable tensors of a model as an adapter that can be written.
+pub(crate) fn adapter_of(model: &Model, tuning: &Tuning) -> Result<Adapter> {
+    let (rank, scale) = rank_and_scale(tuning);
+    let mut adapter = match tuning {
+        Tuning::Full => Adapter::new(Method::Full, 0, scale, 0.0),
+        Tuning::Adapters(lora) => {
+            let method = if lora.method == LoraMethod::Dora {
+                Method::Dora
+            } else {
+                Method::Lora
+            };
+            let mut adapter = Adapter::new(method, rank, scale, f64::from(lora.dropout));
+            adapter.sidecar.rslora = matches!(lora.scale, LoraScale::RankStabilised(_));
+            adapter.n_adapted_layers = match lora.targets.blocks {
+                Blocks::All => -1,
+                Blocks::Last(n) => n.get() as i64,
+            };
+            adapter
+        }
+    };
+    for (name, value) in model.trainables() {
+        adapter.tensors.insert(name, to_host(&value)?);
+    }
+    if adapter.method != Method::Full {
+        adapter.fill_keys();
+    }
+    Ok(adapter)
+}
+
+/// A copy of an array in host memory.
+pub(crate) fn to_host(array: &Array) -> Result<HostTensor> {
+    let shape: Vec<usize> = array.shape().iter().map(|&dim| dim as usize).collect();
+    let dtype = match array.dtype() {
+        Dtype::Float16 => FileDtype::F16,
+        Dtype::Bfloat16 => FileDtype::BF16,
+        _ => FileDtype::F32,
+    };
+    Ok(HostTensor::new(dtype, &shape, host::bytes_of(array)?)?)
+}
