@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use planish_core::units::format_bytes;
+
 use crate::adapter::Refusal;
+use crate::run_state::ChangedInput;
 use crate::tensors::{Dtype, HeaderProblem, LoadReport};
 
 /// Result of this crate.
@@ -126,6 +129,53 @@ pub enum Error {
         /// What is wrong with it.
         source: Box<planish_core::Error>,
     },
+    /// Another process writes into the run directory.
+    #[error("{}: another run{} writes here; wait for it, stop it, or choose another --out", path.display(), pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// The process that holds it, when it said so.
+        pid: Option<u32>,
+    },
+    /// A checkpoint is not whole.
+    #[error("{}: the checkpoint is damaged: {problem}", path.display())]
+    BrokenCheckpoint {
+        /// The directory or file.
+        path: PathBuf,
+        /// Which file is wrong, and how.
+        problem: String,
+    },
+    /// The run would go on with other inputs than it had.
+    #[error(
+        "the run cannot go on from step {step} because these have changed: {}; restore them, or start a new optimizer from the saved weights with --resume-weights-only",
+        list(changed)
+    )]
+    InputsChanged {
+        /// The step of the checkpoint.
+        step: u64,
+        /// Every input that differs.
+        changed: Vec<ChangedInput>,
+    },
+    /// A run would go on from an old checkpoint and overwrite later ones.
+    #[error("{}: there are checkpoints after step {step} ({}); go on elsewhere with --branch NEW_RUN, or delete them with --discard-later", path.display(), list(later))]
+    LaterCheckpoints {
+        /// The run directory.
+        path: PathBuf,
+        /// The step asked for.
+        step: u64,
+        /// The later steps.
+        later: Vec<u64>,
+    },
+    /// The disk has too little room for another checkpoint.
+    #[error("{}: {} free, a checkpoint needs {}; the earlier checkpoints are untouched", path.display(), format_bytes(*available), format_bytes(*needed))]
+    NoSpace {
+        /// Where it would be written.
+        path: PathBuf,
+        /// Bytes wanted: twice the last checkpoint.
+        needed: u64,
+        /// Bytes there are.
+        available: u64,
+    },
     /// A writer was given other tensors than it was created for.
     #[error("{}: {reason}", path.display())]
     WriterMisuse {
@@ -172,6 +222,10 @@ impl Error {
             reason: source.to_string(),
         }
     }
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn hint(nearest: &Option<String>) -> String {

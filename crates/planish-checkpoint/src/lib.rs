@@ -2,6 +2,7 @@
 //!
 //! - [`tensors`]: strict reading and deterministic writing of safetensors files, single or sharded
 //! - [`adapter`]: trained updates in the layouts of mlx-lm and PEFT, and the lossless way between them
+//! - [`run_state`]: checkpoints from which a run goes on to the same bits
 //!
 //! Everything is written beside its destination, flushed, and renamed: a file either is whole or does not exist.
 //! Everything is read with suspicion: sizes, names, shapes and types are compared with what was expected before a byte
@@ -10,6 +11,7 @@
 pub mod adapter;
 mod error;
 mod exact;
+pub mod run_state;
 pub mod tensors;
 
 pub use error::{Error, Result};

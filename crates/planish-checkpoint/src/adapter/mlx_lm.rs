@@ -161,6 +161,11 @@ fn config_of(config: &Map<String, Value>, path: &Path) -> Result<MlxConfig> {
 pub(super) fn write(adapter: &Adapter, dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::write(dir, e))?;
     tensors::write(&dir.join(MLX_TENSOR_FILE), &adapter.tensors, &BTreeMap::new())?;
+    write_config(adapter, dir)
+}
+
+/// Sidecar and configuration, without the tensors.
+pub(super) fn write_config(adapter: &Adapter, dir: &Path) -> Result<()> {
     adapter.current_sidecar().write(dir)?;
     let path = dir.join(CONFIG_FILE);
     let json = config_json(adapter).map_err(|e| Error::json(&path, &e))?;

@@ -190,6 +190,11 @@ impl Adapter {
         mlx_lm::write(self, dir)
     }
 
+    /// Writes `planish.json` and `adapter_config.json` of the mlx-lm layout, for tensors that lie elsewhere.
+    pub(crate) fn write_config(&self, dir: &Path) -> Result<()> {
+        mlx_lm::write_config(self, dir)
+    }
+
     /// Writes `adapter_model.safetensors`, `planish.json` and `adapter_config.json` into `dir`, each atomically.
     ///
     /// Padding, folds and holes listed in the sidecar are undone. `base` tells whether an adapted embedding is tied.
