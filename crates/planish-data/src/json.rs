@@ -111,7 +111,7 @@ fn classify<'a>(reason: &'a str, eof: bool, terminated: bool, rest: &str) -> (Ro
             "EOF while parsing a list" => "the line ends inside a list",
             "EOF while parsing an object" => "the line ends inside an object",
             "trailing characters" => "something follows the object",
-            "expected value" => "expected a JSON value",
+            "expected value" | "expected ident" => "expected a JSON value",
             other => other,
         };
         (RowErrorKind::Json, message, NOT_JSON)

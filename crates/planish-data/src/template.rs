@@ -257,8 +257,15 @@ fn environment(now: i64) -> std::result::Result<Environment<'static>, minijinja:
 }
 
 fn to_json(value: Value, options: Kwargs) -> Result<String, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    if indent.is_some_and(|indent| indent > MAX_INDENT) {
+        return Err(minijinja::Error::new(
+            ErrorKind::InvalidOperation,
+            format!("tojson: indent above {MAX_INDENT}"),
+        ));
+    }
     let style = JsonStyle {
-        indent: options.get("indent")?,
+        indent,
         separators: options
             .get::<Option<Vec<String>>>("separators")?
             .and_then(|pair| match &pair[..] {
@@ -271,6 +278,9 @@ fn to_json(value: Value, options: Kwargs) -> Result<String, minijinja::Error> {
     options.assert_all_used()?;
     python::dumps(&value, &style)
 }
+
+/// Fuel does not see what a filter writes before it returns.
+const MAX_INDENT: usize = 64;
 
 /// As in Jinja2, where none is not iterable and texts are: templates ask it of `tools`.
 fn is_iterable(value: &Value) -> bool {
@@ -317,7 +327,7 @@ fn template_error(origin: &str, error: &minijinja::Error) -> Error {
     }
     let line = innermost.line().or(error.line()).unwrap_or(0);
     let reason = match (innermost.kind(), innermost.detail()) {
-        (ErrorKind::OutOfFuel, _) => "the template does not end".to_string(),
+        (ErrorKind::OutOfFuel, _) => "the template takes too much work: does it end?".to_string(),
         (ErrorKind::InvalidOperation, Some(detail)) => detail.to_string(),
         (kind, Some(detail)) => format!("{kind}: {detail}"),
         (kind, None) => kind.to_string(),

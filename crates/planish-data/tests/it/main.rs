@@ -3,6 +3,8 @@
 
 mod support;
 
+mod corpus;
+mod looking;
 mod masking;
 mod planning;
 mod reading;

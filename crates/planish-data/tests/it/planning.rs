@@ -303,7 +303,7 @@ fn a_sampler_draws_in_proportion_and_the_same_again() {
             ..PlanOptions::default()
         };
         let plan = BatchPlan::new(&data, &options).unwrap();
-        let mut counts = vec![0usize; 20];
+        let mut counts = [0usize; 20];
         for epoch in 0..400 {
             for batch in windows(&plan, &data, epoch)
                 .iter()

@@ -97,6 +97,7 @@ fn golden_messages_of_broken_files() {
         writeln!(ours, "# {name}\n{}\n", refusal(&bytes, &DataOptions::default())).unwrap();
     }
     if std::env::var_os("PLANISH_WRITE_GOLDENS").is_some() {
+        write_corpus();
         std::fs::write(fixture("messages.txt"), &ours).unwrap();
     }
     assert_eq!(
@@ -229,6 +230,14 @@ fn broken_files() -> Vec<(&'static str, Vec<u8>)> {
     ));
     all.push(("zero bytes", vec![0; 64]));
     all
+}
+
+/// The same files begin the fuzzer's corpus.
+fn write_corpus() {
+    let dir = crate::support::corpus("jsonl");
+    for (name, bytes) in broken_files() {
+        std::fs::write(dir.join(name.replace(' ', "-")), bytes).unwrap();
+    }
 }
 
 #[test]
@@ -506,7 +515,7 @@ fn distrust_fields_stay_with_their_row() {
 #[test]
 fn evidence_gives_the_entropy_and_scales_do_not_mix() {
     let evidence = json!({"text": "a", "auth_weight": 0.5, "evidence": [{"kind": "patent", "count": 3}, {"kind": "lab_notebook"}, {"kind": "news", "count": 0}]});
-    let (data, _) = load(&rows(&[evidence.clone()]), &DataOptions::default()).unwrap();
+    let (data, _) = load(&rows(std::slice::from_ref(&evidence)), &DataOptions::default()).unwrap();
     let provenance = data.provenance(0).unwrap();
     assert!((provenance.prov_entropy - 0.811278).abs() < 1e-6);
     assert_eq!(provenance.scoring, Scoring::Evidence);

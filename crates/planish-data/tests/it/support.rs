@@ -11,6 +11,15 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// A folder of the fuzzer's inputs.
+pub(crate) fn corpus(target: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fuzz/corpus")
+        .join(target);
+    assert!(dir.is_dir(), "{} is not there", dir.display());
+    dir
+}
+
 pub(crate) fn tokenizer() -> Tokenizer {
     Tokenizer::from_dir(&fixture("tiny")).unwrap()
 }
