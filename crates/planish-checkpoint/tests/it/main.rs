@@ -4,5 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod adapters;
+mod fuzz_corpus;
 mod run_checkpoints;
 mod tensor_files;
