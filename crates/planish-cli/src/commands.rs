@@ -1,0 +1,27 @@
+//! One file a command: its arguments, then what it does with the libraries.
+
+pub(crate) mod adapter;
+pub(crate) mod completions;
+pub(crate) mod data;
+pub(crate) mod eval;
+pub(crate) mod generate;
+pub(crate) mod import;
+pub(crate) mod logits;
+pub(crate) mod pull;
+pub(crate) mod train;
+
+use crate::cli::Command;
+
+pub(crate) fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Pull(args) => pull::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Logits(args) => logits::run(&args),
+        Command::Adapter(args) => adapter::run(&args),
+        Command::Data(args) => data::run(&args),
+        Command::Completions(args) => completions::run(&args),
+    }
+}

@@ -1,0 +1,99 @@
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Subcommand;
+use planish_core::model_config::ModelConfig;
+use planish_core::run_config::RunConfig;
+use planish_data::{Shown, ShownKind, SplitFiles, show};
+
+use crate::data::{self, Text};
+use crate::output;
+
+/// Look at training data
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print rows as training sees them; trained text is coloured, or in [brackets] where there is no colour
+    Show {
+        /// Folder with train.jsonl, or one file
+        data: PathBuf,
+        /// Folder of the model, whose tokenizer and chat template decide
+        #[arg(long, value_name = "DIR")]
+        model: PathBuf,
+        /// Rows to print
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        rows: usize,
+        /// Set a key of the configuration, such as data.train_roles=user,assistant; may be repeated
+        #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+        assignments: Vec<String>,
+    },
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let Command::Show {
+        data,
+        model,
+        rows,
+        assignments,
+    } = &args.command;
+    let mut builder = RunConfig::builder();
+    for assignment in assignments {
+        builder = builder.set(assignment)?;
+    }
+    let config = builder.build()?;
+    let context = ModelConfig::from_file(&model.join("config.json"))?.max_position_embeddings;
+    let options = data::options(&config, data::max_seq_length(config.train.max_seq_length, context)?)?;
+    let text = Text::of_model(model)?;
+    let file = if data.is_dir() {
+        SplitFiles::find(data)?.train
+    } else {
+        data.clone()
+    };
+    for row in show(&file, &text.tokenizer, text.template.as_ref(), &options, *rows)? {
+        match row {
+            Ok(shown) => print(&shown)?,
+            Err(error) => output::line(&format!("error: {error}\n"))?,
+        }
+    }
+    Ok(())
+}
+
+fn print(shown: &Shown) -> Result<()> {
+    let cut = shown.ids.len() - shown.n_kept;
+    output::line(&format!(
+        "line {}  {}  {} tokens, {} trained{}",
+        shown.line,
+        shown.format,
+        shown.n_kept,
+        shown.n_targets,
+        if cut > 0 {
+            format!(", {cut} beyond the limit")
+        } else {
+            String::new()
+        }
+    ))?;
+    let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let marked: String = shown
+        .spans
+        .iter()
+        .map(|span| mark(&shown.text[span.bytes.clone()], span.kind, coloured))
+        .collect();
+    output::line(&format!("{marked}\n"))
+}
+
+/// Green for trained, faint for what is cut off; brackets and braces without colours.
+fn mark(text: &str, kind: ShownKind, coloured: bool) -> String {
+    match (kind, coloured) {
+        (ShownKind::Context, _) => text.to_string(),
+        (ShownKind::Trained, true) => format!("\x1b[32m{text}\x1b[0m"),
+        (ShownKind::BeyondLimit, true) => format!("\x1b[2m{text}\x1b[0m"),
+        (ShownKind::Trained, false) => format!("[{text}]"),
+        (ShownKind::BeyondLimit, false) => format!("{{{text}}}"),
+    }
+}

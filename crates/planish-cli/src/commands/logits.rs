@@ -1,0 +1,32 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use planish_checkpoint::tensors::{self, HostTensor};
+use planish_mlx::host;
+use planish_nn::AttentionMask;
+
+use crate::model::ModelArgs;
+
+/// Write a model's logits for given tokens, to compare with other implementations
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Token ids, separated by commas
+    #[arg(long, value_delimiter = ',', required = true)]
+    tokens: Vec<u32>,
+    /// Safetensors file to write: f32 `logits` [1, T, V]
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let model = args.model.load()?;
+    let ids = model.token_array(&[&args.tokens])?;
+    let hidden = model.hidden(&ids, &AttentionMask::Causal, None)?;
+    let logits = host::to_f32_vec(&model.logits(&hidden)?)?;
+    let shape = [1, args.tokens.len(), model.config().vocab_size];
+    let file = BTreeMap::from([("logits".to_string(), HostTensor::from_f32(&shape, &logits))]);
+    tensors::write(&args.out, &file, &BTreeMap::new()).with_context(|| format!("cannot write {}", args.out.display()))
+}

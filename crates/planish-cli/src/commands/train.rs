@@ -1,0 +1,185 @@
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use planish_core::model_config::ModelConfig;
+use planish_core::run_config::RunConfig;
+use planish_core::units::format_duration;
+use planish_data::{Rungs, Split, Splits};
+use planish_mlx::memory;
+use planish_nn::{LoadOptions, Model};
+use planish_train::recipes::sft::Sft;
+use planish_train::{End, SftOptions, StopFlag, Summary};
+use serde_json::{Map, json};
+
+use crate::data::{self, Text};
+use crate::failure::{Interrupted, usage};
+use crate::model::{self, DeviceInUse};
+use crate::output;
+use crate::train_view::TrainView;
+
+/// Fine-tune a model
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Configuration file; flags and --set win over it
+    #[arg(long, value_name = "run.toml")]
+    config: Option<PathBuf>,
+    /// Folder of the base model in the Hugging Face layout
+    #[arg(long, value_name = "DIR")]
+    model: Option<String>,
+    /// Folder with train.jsonl and perhaps valid.jsonl
+    #[arg(long, value_name = "DIR")]
+    data: Option<String>,
+    /// Folder for the results; must not exist, or be empty
+    #[arg(long, value_name = "DIR")]
+    out: Option<String>,
+    /// Device; auto takes the fastest that computes correctly
+    #[arg(long, value_name = "DEVICE", value_parser = model::device_words())]
+    backend: Option<String>,
+    /// Set any key of the configuration, such as lora.rank=16; may be repeated
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    assignments: Vec<String>,
+    /// Print the whole configuration, defaults included, and stop
+    #[arg(long)]
+    print_config: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let config = configuration(args)?;
+    if args.print_config {
+        return output::line(config.to_toml().trim_end());
+    }
+    let summary = train(&config)?;
+    conclude(&summary)
+}
+
+fn configuration(args: &Args) -> Result<RunConfig> {
+    let mut builder = RunConfig::builder();
+    if let Some(file) = &args.config {
+        builder = builder.file(file)?;
+    }
+    for assignment in &args.assignments {
+        builder = builder.set(assignment)?;
+    }
+    let flags = [
+        ("--model", "model.path", &args.model),
+        ("--data", "data.path", &args.data),
+        ("--out", "train.out", &args.out),
+        ("--backend", "backend.device", &args.backend),
+    ];
+    for (flag, key, value) in flags {
+        if let Some(value) = value {
+            builder = builder.flag(flag, key, value)?;
+        }
+    }
+    Ok(builder.build()?)
+}
+
+fn train(config: &RunConfig) -> Result<Summary> {
+    let model_dir = required(&config.model.path, "--model", "model.path")?;
+    let data_path = required(&config.data.path, "--data", "data.path")?;
+    let out = required(&config.train.out, "--out", "train.out")?;
+
+    let context = ModelConfig::from_file(&model_dir.join("config.json"))?.max_position_embeddings;
+    let max_seq_length = data::max_seq_length(config.train.max_seq_length, context)?;
+    let text = Text::of_model(model_dir)?;
+    let options = data::options(config, max_seq_length)?;
+    let splits = Splits::load(data_path, &text.tokenizer, text.template.as_ref(), &options)?;
+    warn_about(&splits);
+
+    let device = model::select_device(config.backend.device)?;
+    if let Some(limit) = config.backend.memory_limit {
+        memory::set_memory_limit(usize::try_from(limit.0)?)?;
+    }
+    let (mut base, _) = Model::load(model_dir, &LoadOptions::default())?;
+
+    let options = SftOptions {
+        max_seq_length,
+        rungs: rungs(device),
+        ..SftOptions::from_config(config)?
+    };
+    let mut sft = Sft::new(options, &splits.train.data, out)
+        .config(config)
+        .stop(&stop_on_ctrl_c()?);
+    sft = sft.context(Map::from_iter([
+        (
+            "versions".into(),
+            json!({"planish": env!("CARGO_PKG_VERSION"), "mlx": planish_mlx::version()?}),
+        ),
+        ("backend".into(), device.word().into()),
+    ]));
+    if let Some(valid) = &splits.valid {
+        sft = sft.valid(&valid.data);
+    }
+    Ok(sft.run(&mut base, &mut TrainView::new(model_dir, device))?)
+}
+
+fn required<'a>(path: &'a Option<PathBuf>, flag: &str, key: &str) -> Result<&'a Path> {
+    path.as_deref().ok_or_else(|| {
+        usage(format!(
+            "{flag} is missing\ngive it, or {key} in the configuration file"
+        ))
+    })
+}
+
+fn warn_about(splits: &Splits) {
+    let all: [Option<&Split>; 2] = [Some(&splits.train), splits.valid.as_ref()];
+    for split in all.into_iter().flatten() {
+        for warning in split.report.warnings() {
+            output::note(&format!("warning: {}: {warning}", split.data.path().display()));
+        }
+    }
+    for leak in &splits.leaks {
+        let (left, right) = (leak.left.display(), leak.right.display());
+        output::note(&format!(
+            "warning: {} rows of {right} are in {left} too (first: lines {:?})",
+            leak.lines.len(),
+            leak.lines[0]
+        ));
+    }
+}
+
+fn rungs(device: DeviceInUse) -> Rungs {
+    if device == DeviceInUse::Cuda {
+        Rungs::Cuda
+    } else {
+        Rungs::Fine
+    }
+}
+
+/// The first Ctrl-C asks the run to stop after its update; the second ends the process at once.
+fn stop_on_ctrl_c() -> Result<StopFlag> {
+    let stop = StopFlag::default();
+    let asked = stop.clone();
+    ctrlc::set_handler(move || {
+        if asked.is_set() {
+            std::process::exit(130);
+        }
+        asked.stop();
+        output::note("\nstopping after this update; Ctrl-C again ends at once");
+    })
+    .context("cannot listen for Ctrl-C")?;
+    Ok(stop)
+}
+
+fn conclude(summary: &Summary) -> Result<()> {
+    let out = summary.out.display();
+    let elapsed = format_duration(std::time::Duration::from_secs_f64(summary.elapsed_seconds));
+    if summary.end == End::Interrupted {
+        let step = summary.position.step;
+        return Err(Interrupted(format!(
+            "stopped after step {step}; the adapter of that step is in {out}"
+        ))
+        .into());
+    }
+    let best = summary
+        .best
+        .map(|(step, loss)| format!(", best validation loss {loss:.4} at step {step}"));
+    output::note(&format!(
+        "{} steps, {} trained tokens in {elapsed}{}; {out} has the adapter of step {}",
+        summary.position.step,
+        summary.tokens,
+        best.unwrap_or_default(),
+        summary.adapter_step,
+    ));
+    output::line(&out.to_string())
+}

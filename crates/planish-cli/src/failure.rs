@@ -1,0 +1,135 @@
+//! Errors as the user sees them, and the exit code each kind ends with.
+//!
+//! A library's message is one line of what was wrong, then lines with the way out; the latter are shown as hints.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// Wrong usage that clap cannot see; exit code 2.
+#[derive(Debug)]
+struct Usage(String);
+
+/// The user stopped the work, and what was done is safe; exit code 130.
+#[derive(Debug)]
+pub(crate) struct Interrupted(pub(crate) String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+impl std::error::Error for Interrupted {}
+
+/// An error for arguments that do not fit together.
+pub(crate) fn usage(message: impl Into<String>) -> anyhow::Error {
+    anyhow::Error::new(Usage(message.into()))
+}
+
+/// Prints the error, its causes and hints, and gives the exit code.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    if is_closed_pipe(error) {
+        // The reader of our output has seen enough.
+        return ExitCode::SUCCESS;
+    }
+    if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
+        eprintln!("{interrupted}");
+        return ExitCode::from(130);
+    }
+    eprint!("{}", describe(error));
+    ExitCode::from(if is_usage(error) { 2 } else { 1 })
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn is_usage(error: &anyhow::Error) -> bool {
+    use planish_core::Error as Core;
+    match error.downcast_ref::<Core>() {
+        // A file with the same mistake is bad input, not wrong usage.
+        Some(
+            Core::RunSyntax { origin, .. }
+            | Core::RunUnknownKey { origin, .. }
+            | Core::RunValue { origin, .. }
+            | Core::RunConflict { origin, .. },
+        ) => origin.starts_with("--"),
+        _ => error.is::<Usage>(),
+    }
+}
+
+/// `error: …`, `  because: …` for every cause that says something new, `hint: …` for every way out.
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    let mut hints = Vec::new();
+    let mut said = String::new();
+    for cause in error.chain() {
+        let message = cause.to_string();
+        let mut lines = message.lines().map(str::trim_end).filter(|line| !line.is_empty());
+        let Some(first) = lines.next() else { continue };
+        // Wrapping errors often repeat the message of what they wrap.
+        if said.contains(first) {
+            continue;
+        }
+        let label = if said.is_empty() { "error" } else { "  because" };
+        text.push_str(&format!("{label}: {first}\n"));
+        said.push_str(&message);
+        hints.extend(lines.map(str::to_string));
+    }
+    for (i, hint) in hints.iter().enumerate() {
+        let label = if i == 0 { "hint:" } else { "     " };
+        text.push_str(&format!("{label} {hint}\n"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn message_causes_and_hints_each_have_their_line() {
+        let error = Err::<(), _>(anyhow::anyhow!("disk full\nfree some space\nor use another disk"))
+            .context("cannot save")
+            .unwrap_err();
+        assert_eq!(
+            describe(&error),
+            "error: cannot save\n  because: disk full\nhint: free some space\n      or use another disk\n"
+        );
+    }
+
+    #[test]
+    fn cause_that_the_message_repeats_is_left_out() {
+        let error = Err::<(), _>(anyhow::anyhow!("no such file"))
+            .context("a.json: no such file")
+            .unwrap_err();
+        assert_eq!(describe(&error), "error: a.json: no such file\n");
+    }
+
+    #[test]
+    fn configuration_error_is_usage_only_on_the_command_line() {
+        let core = |origin: &str| {
+            let error = planish_core::Error::RunUnknownKey {
+                origin: origin.into(),
+                key: "a".into(),
+                nearest: None,
+            };
+            is_usage(&anyhow::Error::new(error))
+        };
+        assert!(core("--set a=1"));
+        assert!(!core("run.toml:3"));
+        assert!(is_usage(&usage("x")));
+        assert!(!is_usage(&anyhow::anyhow!("x")));
+    }
+}

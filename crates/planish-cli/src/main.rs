@@ -1,0 +1,23 @@
+//! `planish`: arguments in, results and exit codes out. What the commands do is in the library crates.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)] // A program: its output is its purpose.
+
+mod cli;
+mod commands;
+mod data;
+mod failure;
+mod model;
+mod output;
+mod train_view;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match commands::run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}

@@ -1,0 +1,106 @@
+//! The arguments that name a model, an adapter and a device, and what loads them.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use planish_checkpoint::adapter::{Adapter, BaseModel, Method, ReadOptions};
+use planish_core::run_config::{BackendDevice, Setting};
+use planish_mlx::device::{self, DeviceKind};
+use planish_nn::{LoadOptions, Model};
+
+/// Which model runs where.
+#[derive(clap::Args)]
+pub(crate) struct ModelArgs {
+    /// Folder of the model in the Hugging Face layout
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Folder of an adapter, in mlx-lm's or PEFT's layout
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Device; auto takes the fastest that computes correctly
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device_parser())]
+    backend: BackendDevice,
+}
+
+/// The device that everything runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceInUse {
+    Cpu,
+    Metal,
+    Cuda,
+}
+
+impl DeviceInUse {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Metal => "metal",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+impl ModelArgs {
+    /// Chooses the device, loads the model and lays the adapter over it.
+    pub(crate) fn load(&self) -> Result<Model> {
+        select_device(self.backend)?;
+        let (mut model, _) = Model::load(&self.model, &LoadOptions::default())?;
+        if let Some(adapter) = &self.adapter {
+            attach(&mut model, &self.model, adapter)?;
+        }
+        Ok(model)
+    }
+}
+
+/// Makes a device the one that everything runs on.
+pub(crate) fn select_device(wanted: BackendDevice) -> Result<DeviceInUse> {
+    let n_gpus = device::count(DeviceKind::Gpu)?;
+    let gpu = if cfg!(target_os = "macos") {
+        DeviceInUse::Metal
+    } else {
+        DeviceInUse::Cuda
+    };
+    let chosen = match wanted {
+        BackendDevice::Cpu => DeviceInUse::Cpu,
+        BackendDevice::Auto if n_gpus == 0 => DeviceInUse::Cpu,
+        BackendDevice::Auto => gpu,
+        wanted if n_gpus > 0 && wanted.word() == gpu.word() => gpu,
+        _ => bail!("no {wanted} device here: MLX counts {n_gpus} usable GPUs\nuse --backend cpu or auto"),
+    };
+    device::set_default(if chosen == DeviceInUse::Cpu {
+        DeviceKind::Cpu
+    } else {
+        DeviceKind::Gpu
+    })?;
+    Ok(chosen)
+}
+
+fn attach(model: &mut Model, model_dir: &Path, adapter_dir: &Path) -> Result<()> {
+    let base = BaseModel::open(model_dir)?;
+    let options = ReadOptions {
+        base: Some(&base),
+        ..ReadOptions::default()
+    };
+    let (adapter, _) = Adapter::read(adapter_dir, &options)?;
+    if adapter.method == Method::Full {
+        bail!(
+            "{}: holds whole weights (fine_tune_type full), which cannot be laid over a model yet",
+            adapter_dir.display()
+        );
+    }
+    model
+        .attach_tensors(&adapter.tensors, adapter.scale, adapter.dropout as f32)
+        .with_context(|| format!("{} does not fit {}", adapter_dir.display(), model_dir.display()))?;
+    Ok(())
+}
+
+/// The words for devices, for arguments that hand the word on.
+pub(crate) fn device_words() -> PossibleValuesParser {
+    PossibleValuesParser::new(BackendDevice::words())
+}
+
+fn device_parser() -> impl TypedValueParser<Value = BackendDevice> {
+    // Only those words arrive here.
+    device_words().map(|word| BackendDevice::from_text(&word).unwrap_or(BackendDevice::Auto))
+}
