@@ -493,3 +493,191 @@ impl<'a> Cursor<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file under construction, without the checks of the real writer.
+    #[derive(Clone, Default)]
+    struct Raw {
+        pairs: Vec<Vec<u8>>,
+        tensors: Vec<Vec<u8>>,
+        data: Vec<u8>,
+    }
+
+    impl Raw {
+        fn pair(mut self, key: &str, type_id: u32, value: &[u8]) -> Self {
+            self.pairs
+                .push([string(key), type_id.to_le_bytes().to_vec(), value.to_vec()].concat());
+            self
+        }
+
+        fn tensor(mut self, name: &str, dims: &[u64], type_id: u32, offset: u64) -> Self {
+            let dims_bytes = dims.iter().flat_map(|d| d.to_le_bytes());
+            let mut bytes = string(name);
+            bytes.extend((dims.len() as u32).to_le_bytes());
+            bytes.extend(dims_bytes);
+            bytes.extend(type_id.to_le_bytes());
+            bytes.extend(offset.to_le_bytes());
+            self.tensors.push(bytes);
+            self
+        }
+
+        fn data(mut self, len: usize) -> Self {
+            self.data = vec![7; len];
+            self
+        }
+
+        fn bytes(&self) -> Vec<u8> {
+            let mut out = header(3, self.tensors.len() as u64, self.pairs.len() as u64);
+            self.pairs.iter().chain(&self.tensors).for_each(|part| out.extend(part));
+            out.resize(out.len().next_multiple_of(32), 0);
+            out.extend(&self.data);
+            out
+        }
+    }
+
+    fn header(version: u32, n_tensors: u64, n_pairs: u64) -> Vec<u8> {
+        [
+            b"GGUF".as_slice(),
+            &version.to_le_bytes(),
+            &n_tensors.to_le_bytes(),
+            &n_pairs.to_le_bytes(),
+        ]
+        .concat()
+    }
+
+    fn string(text: &str) -> Vec<u8> {
+        [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+    }
+
+    fn array(type_id: u32, n: u64, items: &[u8]) -> Vec<u8> {
+        [&type_id.to_le_bytes(), n.to_le_bytes().as_slice(), items].concat()
+    }
+
+    fn read(bytes: Vec<u8>) -> Result<Gguf> {
+        Gguf::from_bytes(bytes, Path::new("x.gguf"))
+    }
+
+    #[test]
+    fn values_and_tensors_come_back() {
+        let bytes = Raw::default()
+            .pair("n", 4, &7u32.to_le_bytes())
+            .pair("list", 9, &array(8, 2, &[string("a"), string("é")].concat()))
+            .pair("nested", 9, &array(9, 1, &array(0, 2, &[1, 2])))
+            .tensor("t", &[2, 3], 0, 32)
+            .data(56)
+            .bytes();
+        let file = read(bytes).unwrap();
+        assert_eq!(file.metadata().whole("n").unwrap(), Some(7));
+        assert_eq!(file.metadata().texts("list").unwrap().unwrap(), ["a", "é"]);
+        let nested = Value::Array(Array::Array(vec![Array::U8(vec![1, 2])]));
+        assert_eq!(file.metadata().get("nested"), Some(&nested));
+        let tensor = file.tensor("t").unwrap();
+        assert_eq!(
+            (tensor.shape.as_slice(), file.bytes(tensor).len()),
+            ([3, 2].as_slice(), 24)
+        );
+    }
+
+    #[test]
+    fn every_cut_of_a_file_is_an_error_that_names_it() {
+        let whole = Raw::default()
+            .pair("k", 8, &string("v"))
+            .tensor("t", &[4], 0, 0)
+            .data(16)
+            .bytes();
+        read(whole.clone()).unwrap();
+        for len in 0..whole.len() {
+            let error = read(whole[..len].to_vec()).unwrap_err();
+            assert!(
+                matches!(error, Error::NotGguf { .. } | Error::MalformedGguf { .. }),
+                "{len}: {error}"
+            );
+            assert!(error.to_string().contains("x.gguf"), "{error}");
+        }
+    }
+
+    #[test]
+    fn err_what_a_header_must_not_say() {
+        let check = |bytes: Vec<u8>, expect: &str| {
+            let error = read(bytes).unwrap_err().to_string();
+            assert!(error.contains(expect), "{error}");
+        };
+        check(b"PK\x03\x04".to_vec(), "begins with \"PK\\x03\\x04\"");
+        check(header(1, 0, 0), "GGUF version 1:");
+        check(header(3u32.swap_bytes(), 0, 0), "big-endian");
+        check(header(3, u64::MAX, 0), "tensors: 18446744073709551615 announced");
+        check(header(3, 0, u64::MAX), "metadata pairs: 18446744073709551615 announced");
+        let pair = |type_id, value: &[u8]| Raw::default().pair("k", type_id, value).bytes();
+        check(pair(13, &[]), "unknown value type 13");
+        check(pair(7, &[2]), "a bool of 2");
+        check(
+            pair(8, &u64::MAX.to_le_bytes()),
+            "a string of 18446744073709551615 bytes",
+        );
+        check(pair(8, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff]), "invalid utf-8");
+        check(pair(9, &array(4, 1 << 60, &[])), "announced");
+        let deep = (0..5).fold(array(0, 0, &[]), |inner, _| array(9, 1, &inner));
+        check(pair(9, &deep), "nested more than 4 deep");
+        check(
+            Raw::default().pair("k", 0, &[1]).pair("k", 0, &[1]).bytes(),
+            "\"k\" appears twice",
+        );
+        let alignment = |n: u32| Raw::default().pair("general.alignment", 4, &n.to_le_bytes()).bytes();
+        check(alignment(0), "general.alignment = 0");
+        check(alignment(24), "power of two");
+        let long_key = Raw::default().pair(&"k".repeat(65_536), 0, &[1]).bytes();
+        check(long_key, "longer than 65535");
+    }
+
+    #[test]
+    fn err_tensors_that_do_not_fit() {
+        let check = |raw: Raw, expect: &str| {
+            let error = read(raw.data(64).bytes()).unwrap_err().to_string();
+            assert!(error.contains(expect) && error.contains("\"t\""), "{error}");
+        };
+        let one = |dims: &[u64], type_id, offset| Raw::default().tensor("t", dims, type_id, offset);
+        check(one(&[], 0, 0), "0 dimensions");
+        check(one(&[1; 5], 0, 0), "5 dimensions");
+        check(one(&[4, 0], 0, 0), "a dimension of zero");
+        check(one(&[1 << 40, 1 << 40], 0, 0), "more elements than can be counted");
+        check(one(&[17], 0, 0), "ends beyond the file");
+        check(one(&[1], 0, u64::MAX - 31), "ends beyond the file");
+        check(one(&[1], 0, 8), "no multiple of 32");
+        // 64 numbers are two blocks, but rows of 16 are not.
+        check(
+            one(&[16, 4], 2, 0),
+            "rows of 16 numbers are not whole Q4_0 blocks of 32",
+        );
+        check(one(&[4], 0, 0).tensor("t", &[4], 0, 32), "appears twice");
+        check(one(&[9], 0, 0).tensor("u", &[1], 0, 32), "overlap");
+        check(one(&[4], 23, 0), "type IQ4_XS");
+        check(one(&[4], 99, 0), "unknown type 99");
+    }
+
+    #[test]
+    fn alignment_of_the_file_is_used() {
+        let file = Raw::default()
+            .pair("general.alignment", 4, &8u32.to_le_bytes())
+            .tensor("t", &[1], 0, 8)
+            .data(12);
+        let mut bytes = file.bytes();
+        // The helper pads to 32; this file's data begin at the next multiple of 8.
+        let head = bytes.len() - 12;
+        let unpadded = 24 + file.pairs[0].len() + file.tensors[0].len();
+        bytes.drain(unpadded.next_multiple_of(8)..head);
+        let read = read(bytes).unwrap();
+        assert_eq!(read.bytes(&read.tensors()[0]), [7; 4]);
+    }
+
+    #[test]
+    fn err_empty_and_absent_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("empty.gguf");
+        assert!(matches!(Gguf::open(&path), Err(Error::Io { .. })));
+        std::fs::write(&path, b"").unwrap();
+        assert!(matches!(Gguf::open(&path), Err(Error::NotGguf { .. })));
+    }
+}
