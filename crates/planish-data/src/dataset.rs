@@ -294,7 +294,8 @@ fn hash_ids(samples: &[Sample]) -> u128 {
     let mut digest = Sha256::new();
     for sample in samples {
         digest.update((sample.ids.len() as u64).to_le_bytes());
-        sample.ids.iter().for_each(|id| digest.update(id.to_le_bytes()));
+        let bytes: Vec<u8> = sample.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        digest.update(bytes);
     }
     let bytes: [u8; 32] = digest.finalize().into();
     u128::from_le_bytes(std::array::from_fn(|index| bytes[index]))
@@ -565,11 +566,13 @@ impl<'a> Loader<'a> {
     }
 
     fn push(&mut self, example: Example, piece: &Piece) -> Result<()> {
-        self.digest.update((piece.ids.len() as u64).to_le_bytes());
+        let mut bytes = Vec::with_capacity(5 * piece.ids.len());
         for (id, trained) in piece.ids.iter().zip(&piece.trained) {
-            self.digest.update(id.to_le_bytes());
-            self.digest.update([u8::from(*trained)]);
+            bytes.extend_from_slice(&id.to_le_bytes());
+            bytes.push(u8::from(*trained));
         }
+        self.digest.update((piece.ids.len() as u64).to_le_bytes());
+        self.digest.update(bytes);
         let stored = self.store.push(&piece.ids, &piece.trained);
         let at = stored.map_err(|error| Error::io(self.path, error))?;
         self.examples.push(Example { at, ..example });

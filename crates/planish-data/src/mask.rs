@@ -419,11 +419,14 @@ fn crossed_starts<'a>(ranges: &'a [Range<usize>], spans: &'a [Range<usize>]) -> 
         .filter(|start| ranges.iter().any(|range| range.start < *start && *start < range.end))
 }
 
+/// Whether a token belongs to a span. One without text, such as a word mark that a tokenizer puts at the start of a
+/// piece, belongs where the text after it does.
 fn inside(range: &Range<usize>, spans: &[Range<usize>]) -> bool {
-    !range.is_empty()
-        && spans
-            .iter()
-            .any(|span| span.start <= range.start && range.end <= span.end)
+    let holds = |span: &Range<usize>| {
+        let starts = span.start <= range.start && range.start < span.end;
+        starts && range.end <= span.end
+    };
+    spans.iter().any(holds)
 }
 
 fn crosses_end(range: &Range<usize>, spans: &[Range<usize>]) -> bool {

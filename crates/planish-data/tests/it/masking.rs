@@ -371,6 +371,68 @@ fn preference_pairs_train_the_two_answers_only() {
     }
 }
 
+/// A tokenizer as Llama 2 and Mistral have it: a word mark for each blank and before each piece, and bytes for what the
+/// vocabulary lacks.
+fn word_mark_tokenizer() -> Tokenizer {
+    let mut vocab = serde_json::Map::new();
+    let mut add = |token: &str| {
+        let id = vocab.len();
+        vocab.entry(token.to_string()).or_insert(id.into());
+    };
+    ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+        .iter()
+        .for_each(|token| add(token));
+    (0..256).for_each(|byte| add(&format!("<0x{byte:02X}>")));
+    "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?é"
+        .chars()
+        .for_each(|c| add(&c.to_string()));
+    add("▁a");
+    add("▁b");
+    let special = |id: usize, content: &str| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    let json = json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(1, "<s>"), special(2, "</s>"), special(3, "[INST]"), special(4, "[/INST]")],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null, "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+            "vocab": vocab, "merges": ["▁ a", "▁ b"]}
+    });
+    let config = json!({"bos_token": "<s>", "eos_token": "</s>"});
+    Tokenizer::from_parts("x".as_ref(), json.to_string().as_bytes(), Some(&config), None, None).unwrap()
+}
+
+#[test]
+fn word_marks_and_bytes_are_trained_with_their_text() {
+    let tokenizer = word_mark_tokenizer();
+    let template = template("mistral.jinja", &tokenizer);
+    for answer in ["abc", "b 🙂 a\nb", " b", "\nb", "漢字"] {
+        let file = rows(&[chat(&[
+            ("user", "a?"),
+            ("assistant", answer),
+            ("user", "b"),
+            ("assistant", answer),
+        ])]);
+        let data = read(&file, &template, &tokenizer, &DataOptions::default());
+        let tokens = data.tokens(0).unwrap();
+        let names: Vec<String> = tokens
+            .ids
+            .iter()
+            .map(|id| tokenizer.id_to_token(*id).unwrap())
+            .collect();
+        // Everything between [/INST] and the end of the turn, that one included.
+        let mut inside = false;
+        for (name, trained) in names.iter().zip(&tokens.trained) {
+            assert_eq!(*trained, inside, "{name} in {names:?}");
+            inside = (inside || name == "[/INST]") && name != "</s>";
+        }
+    }
+}
+
 mod properties {
     use proptest::prelude::*;
 
