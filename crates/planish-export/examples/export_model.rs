@@ -13,6 +13,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         prefill: arg(6).unwrap_or("64").parse()?,
         chunks: arg(7).map(str::parse).transpose()?,
         head_parts: arg(8).map(str::parse).transpose()?,
+        check: arg(9) == Some("check"),
+        calibration: arg(10).map(|ids| ids.split(',').map(str::parse).collect()).transpose()?.unwrap_or_default(),
         ..ExportOptions::default()
     };
     let start = std::time::Instant::now();
@@ -22,6 +24,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for package in &report.packages {
         println!("{package:?}");
     }
+    for error in report.layer_errors.iter().take(8) {
+        println!("{error:?}");
+    }
+    println!("{:#?}", report.check);
     for warning in &report.warnings {
         println!("warning: {warning}");
     }

@@ -1,7 +1,6 @@
 //! The export from a model folder to packages on disk, top to bottom.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -12,15 +11,22 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
+    check::{CheckReport, Judge},
     graph::Decoder,
     layout::{companion_files, plan_anemll, plan_monolith},
     package::{PackageReport, PlannedPackage},
+    reference::{Activations, forward},
     settings::{ExportOptions, Layout, MAX_PACKAGE_BYTES, Settings},
-    weights::{AdapterDelta, LayerError, WeightSource},
+    weights::{AdapterDelta, Importance, LayerError, StoredRows, WeightSource},
 };
 
 /// Tokenizer files that a host wants beside the packages.
 const TOKENIZER_FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"];
+
+/// Tokens of the calibration text that the pass before the export reads.
+const CALIBRATION_TOKENS: usize = 256;
+/// Half of the fp16 range: another text may reach twice as far.
+const FP16_NEAR: f32 = 32_752.0;
 
 /// What an export did.
 #[derive(Clone, Debug, Serialize)]
@@ -35,6 +41,8 @@ pub struct ExportReport {
     pub bytes: u64,
     /// Error of each compressed weight; empty for fp16.
     pub layer_errors: Vec<LayerError>,
+    /// The comparison with the f32 pass, where one was asked for.
+    pub check: Option<CheckReport>,
     /// What may go wrong on a device, or was missing from the model folder; each says what to change.
     pub warnings: Vec<String>,
 }
@@ -68,6 +76,8 @@ pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportO
         None => (adapter, AdapterDelta::default()),
     };
     let source = WeightSource::new(&store, merged)?;
+    let (importance, activation_advice) = calibrate(&config, &source, &options.calibration, settings.context)?;
+    warnings.extend(activation_advice);
     let decoder = Decoder {
         config: &config,
         context: settings.context,
@@ -90,16 +100,53 @@ pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportO
             Layout::Monolith => folder.path().to_owned(),
             Layout::Anemll => folder.path().join(&package.file_name),
         };
-        let (report, errors) = package.write(&target, &source, &BTreeMap::new())?;
+        let (report, errors) = package.write(&target, &source, &importance)?;
         packages.push(report);
         layer_errors.extend(errors);
     }
     if settings.layout == Layout::Anemll {
         warnings.extend(write_companions(folder.path(), model, out, &decoder, &settings)?);
     }
+    let check = match options.check {
+        true => Some(judge(&config, &source, &importance, &settings, options, folder.path())?),
+        false => None,
+    };
     let bytes = size_of(folder.path())?;
     folder.commit().map_err(Error::io(out))?;
-    Ok(ExportReport { path: out.to_owned(), settings, packages, bytes, layer_errors, warnings })
+    Ok(ExportReport { path: out.to_owned(), settings, packages, bytes, layer_errors, check, warnings })
+}
+
+/// Importance of inputs and warnings about activations, from one f32 pass over the start of the text.
+fn calibrate(
+    config: &ModelConfig,
+    source: &WeightSource,
+    text: &[u32],
+    context: usize,
+) -> Result<(Importance, Vec<String>)> {
+    if text.is_empty() {
+        return Ok(Default::default());
+    }
+    let mut seen = Activations::default();
+    forward(config, source, &[&text[..text.len().min(CALIBRATION_TOKENS).min(context)]], Some(&mut seen))?;
+    let near = seen.peaks.iter().filter(|(_, peak)| **peak > FP16_NEAR);
+    let advice = near.map(|(place, peak)| {
+        format!("{place} reaches {peak:.0} on the calibration text; fp16 ends at 65504, and beyond it the package gives NaN: use --check with text like yours")
+    });
+    Ok((seen.importance, advice.collect()))
+}
+
+/// Runs the package in its temporary place; an error removes it.
+fn judge(
+    config: &ModelConfig,
+    source: &WeightSource,
+    importance: &Importance,
+    settings: &Settings,
+    options: &ExportOptions,
+    path: &Path,
+) -> Result<CheckReport> {
+    let head_rows = config.vocab_size / settings.head_parts;
+    let stored = StoredRows { source, format: options.weights, head_rows, importance };
+    Judge { config, original: source, stored: &stored }.check(path, &options.calibration)
 }
 
 fn check_destination(out: &Path, options: &ExportOptions) -> Result<()> {
@@ -140,12 +187,13 @@ fn check_adapter(adapter: &AdapterDelta, config: &ModelConfig, options: &ExportO
             found,
             expected: expected.into(),
         };
-        let Some(linear) = linears.iter().find(|l| l.path == *module) else {
-            return Err(unfit("an update of no linear layer".into(), "a linear layer of a decoder block"));
+        let head = (module == "lm_head" && !config.tie_word_embeddings).then_some([config.vocab_size, config.hidden_size]);
+        let linear = linears.iter().find(|l| l.path == *module).map(|l| [l.output_dims, l.input_dims]);
+        let Some(shape) = linear.or(head) else {
+            return Err(unfit("an update of another kind of module".into(), "a linear layer, or a head of its own"));
         };
-        if delta.shape() != [linear.output_dims, linear.input_dims] {
-            let expected = format!("[{}, {}]", linear.output_dims, linear.input_dims);
-            return Err(unfit(format!("an update of {:?}", delta.shape()), &expected));
+        if delta.shape() != shape {
+            return Err(unfit(format!("an update of {:?}", delta.shape()), &format!("{shape:?}")));
         }
     }
     let specs = config.expected_tensors();

@@ -1,13 +1,16 @@
 //! x
 pub mod blob;
+pub mod check;
 pub mod dtype;
 mod error;
 mod export;
 mod graph;
+pub mod interpreter;
 mod layout;
 pub mod mil;
 mod package;
 pub mod proto;
+pub mod reference;
 mod rope;
 mod settings;
 pub mod weights;

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// iOS 18 and macOS 15: states, several functions, slice_update, int4.
-pub const SPECIFICATION_VERSION: i32 = 9;
+pub(crate) const SPECIFICATION_VERSION: i32 = 9;
 /// Name of a package's only function.
 pub(crate) const MAIN: &str = "main";
 

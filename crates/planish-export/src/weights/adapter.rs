@@ -3,6 +3,9 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use ndarray::{Array2, ArrayViewMut2, s};
+use planish_checkpoint::adapter::{Adapter, Method};
+
+use crate::{Error, Result};
 
 /// One adapted linear layer.
 ///
@@ -70,4 +73,39 @@ pub struct AdapterDelta {
     pub lora: BTreeMap<String, LoraDelta>,
     /// Tensors that were trained as a whole, by tensor name.
     pub full: BTreeMap<String, Vec<f32>>,
+}
+
+impl AdapterDelta {
+    /// From an adapter that has been read, in either layout.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for a module without both matrices or with a shape that is none; [`Error::Checkpoint`].
+    pub fn from_adapter(adapter: &Adapter) -> Result<Self> {
+        if adapter.method == Method::Full {
+            let full = adapter.tensors.iter().map(|(name, tensor)| Ok((name.clone(), tensor.to_f32()?)));
+            return Ok(Self { full: full.collect::<Result<_>>()?, ..Self::default() });
+        }
+        let lora = adapter.modules().into_iter().map(|module| Ok((module.to_owned(), lora_delta(adapter, module)?)));
+        Ok(Self { lora: lora.collect::<Result<_>>()?, ..Self::default() })
+    }
+}
+
+fn lora_delta(adapter: &Adapter, module: &str) -> Result<LoraDelta> {
+    let matrix = |leaf: &str| -> Result<Array2<f32>> {
+        let name = format!("{module}.{leaf}");
+        let unfit = |found: String| Error::Tensor {
+            file: "adapter".into(),
+            tensor: name.clone(),
+            found,
+            expected: "a matrix".into(),
+        };
+        let tensor = adapter.tensors.get(&name).ok_or_else(|| unfit("nothing".into()))?;
+        let [rows, columns] = tensor.shape[..] else { return Err(unfit(format!("shape {:?}", tensor.shape))) };
+        Array2::from_shape_vec((rows, columns), tensor.to_f32()?).map_err(|e| unfit(e.to_string()))
+    };
+    let magnitude = match (adapter.method, adapter.tensors.get(&format!("{module}.m"))) {
+        (Method::Dora, Some(m)) => Some(m.to_f32()?),
+        _ => None,
+    };
+    Ok(LoraDelta::new(&matrix("lora_a")?, &matrix("lora_b")?, adapter.scale as f32, magnitude))
 }

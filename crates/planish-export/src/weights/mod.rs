@@ -4,6 +4,7 @@ mod adapter;
 mod compress;
 mod kmeans;
 mod plan;
+mod rows;
 mod source;
 mod stream;
 
@@ -11,5 +12,6 @@ pub use adapter::{AdapterDelta, LoraDelta};
 pub use compress::{Compressed, WeightFormat, compress, dequantize};
 pub use kmeans::palettize;
 pub use plan::{Encoded, WeightPlan};
+pub use rows::{Rows, StoredRows};
 pub use source::WeightSource;
-pub use stream::{LayerError, stream};
+pub use stream::{Importance, LayerError, stream};

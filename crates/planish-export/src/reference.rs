@@ -1,0 +1,258 @@
+//! The f32 forward pass that packages are judged by, written for clarity and bounded memory, without MLX.
+//!
+//! It reads each weight once, a few megabytes at a time, for all tokens of a call. It shares no code with the graph: it is
+//! itself compared with mlx-lm's logits (tests/it).
+
+use std::collections::BTreeMap;
+
+use ndarray::{Array1, Array2, ArrayView2, Axis, Zip, s};
+use planish_core::model_config::ModelConfig;
+use rayon::prelude::*;
+
+use crate::{Error, Result, rope::rope_tables, weights::Rows};
+
+const BLOCK_ELEMENTS: usize = 1 << 19;
+
+/// What a pass over some text showed about the activations.
+#[derive(Clone, Debug, Default)]
+pub struct Activations {
+    /// Largest magnitude by place, such as `layers.3 residual`.
+    pub peaks: BTreeMap<String, f32>,
+    /// Mean square of each input of each linear layer, by module path.
+    pub importance: BTreeMap<String, Vec<f32>>,
+}
+
+/// Logits of token sequences, `[total tokens, vocab]`, one sequence after the other, each from position 0.
+///
+/// # Errors
+/// [`Error::Option`] for a token outside the vocabulary; errors of the weights ([`Rows::rows`]).
+pub fn forward(
+    config: &ModelConfig,
+    source: &dyn Rows,
+    sequences: &[&[u32]],
+    mut seen: Option<&mut Activations>,
+) -> Result<Array2<f32>> {
+    let pass = Pass::new(config, source, sequences);
+    let mut x = pass.embed(sequences)?;
+    for layer_idx in 0..config.n_layers {
+        let path = format!("model.layers.{layer_idx}");
+        let attended = pass.attention(&path, &x, &mut seen)?;
+        x += &attended;
+        let mlp = pass.mlp(&path, &x, &mut seen)?;
+        x += &mlp;
+        note(&mut seen, format!("layers.{layer_idx} residual"), &x);
+    }
+    let x = pass.norm(&x, "model.norm.weight")?;
+    let logits = pass.matrix(head_tensor(config), &x)?;
+    note(&mut seen, "logits".into(), &logits);
+    Ok(logits)
+}
+
+/// Name under which [`Rows`] gives the head. A source may store a tied head apart from the embedding.
+pub fn head_tensor(config: &ModelConfig) -> &'static str {
+    if config.tie_word_embeddings { TIED_HEAD } else { "lm_head.weight" }
+}
+
+/// The head of a model that has no tensor of its own for it.
+pub const TIED_HEAD: &str = "model.embed_tokens.weight (as head)";
+
+/// Mean negative log-likelihood of each next token of the sequences, from their logits; and how many were counted.
+pub fn next_token_loss(logits: ArrayView2<f32>, sequences: &[&[u32]]) -> (f64, usize) {
+    let (mut row, mut total, mut count) = (0, 0f64, 0);
+    for tokens in sequences {
+        for next in &tokens[1..] {
+            total += negative_log_likelihood(logits.row(row).iter().copied(), *next as usize);
+            count += 1;
+            row += 1;
+        }
+        row += 1; // the last token has no next
+    }
+    (total / count.max(1) as f64, count)
+}
+
+fn negative_log_likelihood(logits: impl Iterator<Item = f32> + Clone, target: usize) -> f64 {
+    let max = logits.clone().fold(f32::MIN, f32::max);
+    let sum: f64 = logits.clone().map(|v| f64::from(v - max).exp()).sum();
+    sum.ln() - f64::from(logits.clone().nth(target).unwrap_or(f32::NAN) - max)
+}
+
+struct Pass<'a> {
+    config: &'a ModelConfig,
+    source: &'a dyn Rows,
+    lengths: Vec<usize>,
+    cos: Array2<f32>,
+    sin: Array2<f32>,
+}
+
+impl<'a> Pass<'a> {
+    fn new(config: &'a ModelConfig, source: &'a dyn Rows, sequences: &[&[u32]]) -> Self {
+        let lengths: Vec<usize> = sequences.iter().map(|s| s.len()).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let (cos, sin) = rope_tables(config, longest);
+        let table = |values: Vec<f32>| {
+            Array2::from_shape_fn((longest, config.head_dim), |(p, i)| values[p * config.head_dim + i])
+        };
+        Self { config, source, lengths, cos: table(cos), sin: table(sin) }
+    }
+
+    fn embed(&self, sequences: &[&[u32]]) -> Result<Array2<f32>> {
+        let (v, d) = (self.config.vocab_size, self.config.hidden_size);
+        let mut x = Array2::zeros((self.lengths.iter().sum(), d));
+        for (mut row, &token) in x.rows_mut().into_iter().zip(sequences.iter().copied().flatten()) {
+            let token = token as usize;
+            if token >= v {
+                return Err(Error::option("token", token, format!("0 to {}, the vocabulary", v - 1)));
+            }
+            row.assign(&Array1::from(self.source.rows("model.embed_tokens.weight", token..token + 1)?));
+        }
+        Ok(x)
+    }
+
+    fn attention(&self, path: &str, x: &Array2<f32>, seen: &mut Option<&mut Activations>) -> Result<Array2<f32>> {
+        let c = self.config;
+        let normed = self.norm(x, &format!("{path}.input_layernorm.weight"))?;
+        let mut heads = |name: &str| self.linear(&format!("{path}.self_attn.{name}_proj"), &normed, seen);
+        let (mut q, mut k, v) = (heads("q")?, heads("k")?, heads("v")?); // [n, heads · hd]
+        for (name, projected) in [("q", &mut q), ("k", &mut k)] {
+            if c.qk_norm {
+                let gain = self.source.all(&format!("{path}.self_attn.{name}_norm.weight"))?;
+                self.norm_heads(projected, &gain);
+            }
+            self.rotate_heads(projected);
+        }
+        let mut out = Array2::zeros((x.nrows(), c.n_heads * c.head_dim));
+        let mut first = 0;
+        for &length in &self.lengths {
+            let span = s![first..first + length, ..];
+            let attended = self.attend(q.slice(span), k.slice(span), v.slice(span), seen);
+            out.slice_mut(span).assign(&attended);
+            first += length;
+        }
+        self.linear(&format!("{path}.self_attn.o_proj"), &out, seen)
+    }
+
+    /// Causal attention of one sequence; query head h reads key head h / (heads / kv heads).
+    fn attend(
+        &self,
+        q: ArrayView2<f32>,
+        k: ArrayView2<f32>,
+        v: ArrayView2<f32>,
+        seen: &mut Option<&mut Activations>,
+    ) -> Array2<f32> {
+        let (c, hd) = (self.config, self.config.head_dim);
+        let mut out = Array2::zeros(q.raw_dim());
+        for head in 0..c.n_heads {
+            let of = |x: ArrayView2<'_, f32>, h: usize| x.slice(s![.., h * hd..(h + 1) * hd]).to_owned();
+            let kv = head / c.n_queries_per_kv();
+            let mut scores = of(q, head).dot(&of(k, kv).t()) / (hd as f32).sqrt();
+            note(seen, "attention scores".into(), &scores);
+            for (position, mut row) in scores.rows_mut().into_iter().enumerate() {
+                let window = c.sliding_window.unwrap_or(usize::MAX);
+                softmax_visible(row.as_slice_mut().unwrap_or(&mut []), position, window);
+            }
+            out.slice_mut(s![.., head * hd..(head + 1) * hd]).assign(&scores.dot(&of(v, kv)));
+        }
+        out
+    }
+
+    fn mlp(&self, path: &str, x: &Array2<f32>, seen: &mut Option<&mut Activations>) -> Result<Array2<f32>> {
+        let normed = self.norm(x, &format!("{path}.post_attention_layernorm.weight"))?;
+        let mut gate = self.linear(&format!("{path}.mlp.gate_proj"), &normed, seen)?;
+        let up = self.linear(&format!("{path}.mlp.up_proj"), &normed, seen)?;
+        Zip::from(&mut gate).and(&up).for_each(|g, u| *g = *g / (1.0 + (-*g).exp()) * u);
+        self.linear(&format!("{path}.mlp.down_proj"), &gate, seen)
+    }
+
+    fn norm(&self, x: &Array2<f32>, gain: &str) -> Result<Array2<f32>> {
+        let gain = Array1::from(self.source.all(gain)?);
+        let mut out = x.clone();
+        for mut row in out.rows_mut() {
+            let scale = self.inverse_rms(row.iter().copied(), row.len());
+            row.zip_mut_with(&gain, |v, g| *v *= scale * g);
+        }
+        Ok(out)
+    }
+
+    fn norm_heads(&self, x: &mut Array2<f32>, gain: &[f32]) {
+        for mut row in x.rows_mut() {
+            for mut head in row.axis_chunks_iter_mut(Axis(0), self.config.head_dim) {
+                let scale = self.inverse_rms(head.iter().copied(), head.len());
+                head.iter_mut().zip(gain).for_each(|(v, g)| *v *= scale * g);
+            }
+        }
+    }
+
+    fn inverse_rms(&self, values: impl Iterator<Item = f32>, count: usize) -> f32 {
+        let mean = values.map(|v| f64::from(v) * f64::from(v)).sum::<f64>() / count as f64;
+        (1.0 / (mean + f64::from(self.config.rms_norm_eps)).sqrt()) as f32
+    }
+
+    fn rotate_heads(&self, x: &mut Array2<f32>) {
+        let hd = self.config.head_dim;
+        let positions = self.lengths.iter().flat_map(|&length| 0..length);
+        for (mut row, position) in x.rows_mut().into_iter().zip(positions) {
+            for mut head in row.axis_chunks_iter_mut(Axis(0), hd) {
+                for i in 0..hd / 2 {
+                    let (low, high) = (head[i], head[i + hd / 2]);
+                    let (cos, sin) = (self.cos[[position, i]], self.sin[[position, i]]);
+                    (head[i], head[i + hd / 2]) = (low * cos - high * sin, high * cos + low * sin);
+                }
+            }
+        }
+    }
+
+    /// `x Wᵀ (+ bias)` of a linear layer.
+    fn linear(&self, module: &str, x: &Array2<f32>, seen: &mut Option<&mut Activations>) -> Result<Array2<f32>> {
+        if let Some(seen) = seen {
+            let squares = x.mapv(|v| v * v).mean_axis(Axis(0)).unwrap_or_default();
+            seen.importance.insert(module.into(), squares.to_vec());
+            note(&mut Some(seen), format!("input of {module}"), x);
+        }
+        let mut y = self.matrix(&format!("{module}.weight"), x)?;
+        let linears = self.config.block_linear_layers();
+        if linears.iter().any(|l| l.path == module && l.has_bias) {
+            y += &Array1::from(self.source.all(&format!("{module}.bias"))?);
+        }
+        note(seen, format!("output of {module}"), &y);
+        Ok(y)
+    }
+
+    /// `x Wᵀ`, the weight read in blocks of rows.
+    fn matrix(&self, tensor: &str, x: &Array2<f32>) -> Result<Array2<f32>> {
+        let shape = self.source.shape(tensor)?;
+        let (rows, columns) = (shape[0], shape[1]);
+        let step = (BLOCK_ELEMENTS / columns.max(1)).max(1);
+        let starts: Vec<usize> = (0..rows).step_by(step).collect();
+        let block = |&start: &usize| -> Result<Array2<f32>> {
+            let end = (start + step).min(rows);
+            let weight = self.source.rows(tensor, start..end)?;
+            let weight = ArrayView2::from_shape((end - start, columns), &weight);
+            Ok(x.dot(&weight.map_err(|e| Error::internal(e.to_string()))?.t()))
+        };
+        let blocks: Vec<Array2<f32>> = starts.par_iter().map(block).collect::<Result<_>>()?;
+        let views: Vec<ArrayView2<f32>> = blocks.iter().map(|b| b.view()).collect();
+        let joined = ndarray::concatenate(Axis(1), &views).map_err(|e| Error::internal(e.to_string()))?;
+        Ok(joined.as_standard_layout().into_owned())
+    }
+}
+
+/// Softmax over the columns that position `row` may see; the others become 0.
+fn softmax_visible(scores: &mut [f32], row: usize, window: usize) {
+    let first = (row + 1).saturating_sub(window);
+    let (hidden_before, rest) = scores.split_at_mut(first);
+    let (visible, hidden_after) = rest.split_at_mut(row + 1 - first);
+    let max = visible.iter().copied().fold(f32::MIN, f32::max);
+    visible.iter_mut().for_each(|v| *v = (*v - max).exp());
+    let sum: f32 = visible.iter().sum();
+    visible.iter_mut().for_each(|v| *v /= sum);
+    hidden_before.fill(0.0);
+    hidden_after.fill(0.0);
+}
+
+fn note(seen: &mut Option<&mut Activations>, place: String, values: &Array2<f32>) {
+    if let Some(seen) = seen {
+        let peak = values.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let known = seen.peaks.entry(place).or_default();
+        *known = known.max(peak);
+    }
+}
