@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use planish_core::units::format_bytes;
 
 use crate::adapter::Refusal;
+use crate::fuse::FuseReport;
 use crate::run_state::ChangedInput;
 use crate::tensors::{Dtype, HeaderProblem, LoadReport};
 
@@ -175,6 +176,28 @@ pub enum Error {
         needed: u64,
         /// Bytes there are.
         available: u64,
+    },
+    /// A quantised weight cannot be read or made.
+    #[error("{reason}")]
+    Quantization {
+        /// Which, and why.
+        reason: String,
+    },
+    /// Quantising would lose the update of some modules.
+    #[error(
+        "quantising loses the update of {failed} of {of} modules (worst: {worst}, cosine {cosine:.3}); fuse with --dequantize or --bits 8, or pass --accept-loss\n{report}"
+    )]
+    FuseLoss {
+        /// Modules below the limit.
+        failed: usize,
+        /// Adapted modules.
+        of: usize,
+        /// The module that lost most.
+        worst: String,
+        /// Its cosine.
+        cosine: f64,
+        /// All modules.
+        report: Box<FuseReport>,
     },
     /// A writer was given other tensors than it was created for.
     #[error("{}: {reason}", path.display())]

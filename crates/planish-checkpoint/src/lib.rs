@@ -2,6 +2,7 @@
 //!
 //! - [`tensors`]: strict reading and deterministic writing of safetensors files, single or sharded
 //! - [`adapter`]: trained updates in the layouts of mlx-lm and PEFT, and the lossless way between them
+//! - [`fuse`]: an adapter folded into its base, with a measure of what rounding leaves of it
 //! - [`run_state`]: checkpoints from which a run goes on to the same bits
 //!
 //! Everything is written beside its destination, flushed, and renamed: a file either is whole or does not exist.
@@ -11,6 +12,7 @@
 pub mod adapter;
 mod error;
 mod exact;
+pub mod fuse;
 pub mod run_state;
 pub mod tensors;
 

@@ -270,13 +270,13 @@ impl Adapter {
 }
 
 /// Writes pretty JSON with a final newline, atomically.
-fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut json = serde_json::to_vec_pretty(value).map_err(|e| Error::json(path, &e))?;
     json.push(b'\n');
     planish_core::fs::write_atomic(path, &json).map_err(|e| Error::write(path, e))
 }
 
-fn read_json_object(path: &Path) -> Result<serde_json::Map<String, serde_json::Value>> {
+pub(crate) fn read_json_object(path: &Path) -> Result<serde_json::Map<String, serde_json::Value>> {
     let json = std::fs::read(path).map_err(|e| Error::read(path, e))?;
     serde_json::from_slice(&json).map_err(|e| Error::json(path, &e))
 }

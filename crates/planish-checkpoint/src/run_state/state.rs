@@ -415,7 +415,8 @@ pub(crate) mod tests {
     fn each_changed_input_is_refused_by_its_name() {
         let state = example(5);
         state.check_inputs(&inputs(), &[]).unwrap();
-        let change: [(Input, fn(&mut RunInputs) -> &mut String); 6] = [
+        type Field = fn(&mut RunInputs) -> &mut String;
+        let change: [(Input, Field); 6] = [
             (Input::Config, |i| &mut i.config_sha256),
             (Input::Base, |i| &mut i.base_sha256),
             (Input::Data, |i| &mut i.data_hash),

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 
 fn replay(target: &str, run: fn(&[u8])) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fuzz/corpus")
+        .join(target);
     let mut inputs = 0;
     for entry in fs::read_dir(&dir).unwrap() {
         run(&fs::read(entry.unwrap().path()).unwrap());
@@ -20,7 +22,10 @@ fn corpus_safetensors() {
 
 #[test]
 fn corpus_safetensors_index() {
-    replay("safetensors_index", planish_checkpoint::tensors::fuzzing::safetensors_index);
+    replay(
+        "safetensors_index",
+        planish_checkpoint::tensors::fuzzing::safetensors_index,
+    );
 }
 
 #[test]
@@ -30,5 +35,8 @@ fn corpus_adapter_config() {
 
 #[test]
 fn corpus_checkpoint_state() {
-    replay("checkpoint_state", planish_checkpoint::run_state::fuzzing::checkpoint_state);
+    replay(
+        "checkpoint_state",
+        planish_checkpoint::run_state::fuzzing::checkpoint_state,
+    );
 }

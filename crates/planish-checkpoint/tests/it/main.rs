@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod adapters;
+mod fusing;
 mod fuzz_corpus;
 mod run_checkpoints;
 mod tensor_files;

@@ -1,0 +1,360 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use planish_checkpoint::Error;
+use planish_checkpoint::adapter::{Adapter, Method};
+use planish_checkpoint::fuse::{Affine, FuseOptions, FuseTarget, Retention, Verdict, dequantize, fuse, quantize};
+use planish_checkpoint::tensors::{self, Dtype, HostTensor, LoadRules, TensorStore};
+use planish_core::model_config::ModelConfig;
+use serde_json::{Value, json};
+
+/// Normally distributed numbers, the same for the same seed.
+fn normal(count: usize, rms: f32, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut uniform = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    };
+    let mut next = || (-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
+    (0..count).map(|_| (next() * f64::from(rms)) as f32).collect()
+}
+
+#[test]
+fn golden_mlx_affine_quantisation() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/goldens/mlx_affine.safetensors");
+    let store = TensorStore::open(&golden).unwrap();
+    let mut compared = 0;
+    for name in ["normal", "positive", "outlier", "constant", "zero"] {
+        let weight = store.require(&format!("{name}.weight")).unwrap().to_f32().unwrap();
+        for (bits, group_size) in [2, 3, 4, 5, 6, 8]
+            .into_iter()
+            .flat_map(|bits| [32, 64, 128].map(|group| (bits, group)))
+        {
+            let part = |leaf: &str| {
+                store
+                    .require(&format!("{name}.{bits}.{group_size}.{leaf}"))
+                    .unwrap()
+                    .to_host()
+            };
+            let theirs = Affine {
+                weight: part("packed"),
+                scales: part("scales"),
+                biases: part("biases"),
+            };
+            let ours = quantize(&weight, 3, bits, group_size, Dtype::F32).unwrap();
+            assert_eq!(ours, theirs, "{name}, {bits} bits, groups of {group_size}");
+            // MLX may fuse product and sum; the difference is below one rounding of the larger of the two.
+            let (back, expect) = (dequantize(&theirs, bits).unwrap(), part("back").to_f32().unwrap());
+            for (ours, mlx) in back.iter().zip(&expect) {
+                assert!(
+                    (ours - mlx).abs() <= 1e-6 * mlx.abs().max(0.1),
+                    "{name}, {bits} bits: {ours} {mlx}"
+                );
+            }
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 90);
+}
+
+/// A-7: what 4 bits leave of an update of rank 8. At 1e-3 on weights of 0.02 it is a third of the direction; MLX itself
+/// gives 0.30 there (and 0.23 for an update of full rank, which is not what adapters make).
+#[test]
+fn four_bits_lose_a_small_update() {
+    let check = |delta_rms: f32, expect: std::ops::Range<f64>| {
+        let packed = quantize(&normal(512 * 512, 0.02, 1), 512, 4, 64, Dtype::F32).unwrap();
+        let base = dequantize(&packed, 4).unwrap();
+        let (left, right) = (normal(512 * 8, 1.0, 2), normal(8 * 512, delta_rms / 8f32.sqrt(), 3));
+        let delta = |i: usize| {
+            (0..8)
+                .map(|k| left[i / 512 * 8 + k] * right[k * 512 + i % 512])
+                .sum::<f32>()
+        };
+        let fused: Vec<f32> = base.iter().enumerate().map(|(i, weight)| weight + delta(i)).collect();
+        let stored = dequantize(&quantize(&fused, 512, 4, 64, Dtype::F32).unwrap(), 4).unwrap();
+        let retention = Retention::measure(&base, &fused, &stored).unwrap();
+        assert!(
+            (retention.delta_rms / f64::from(delta_rms) - 1.0).abs() < 0.05,
+            "{}",
+            retention.delta_rms
+        );
+        assert!(
+            expect.contains(&retention.cosine),
+            "{} at {delta_rms}",
+            retention.cosine
+        );
+    };
+    check(1e-3, 0.25..0.37);
+    check(3e-3, 0.80..0.92);
+}
+
+const SMALL: &str = r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 96, "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 128, "rope_theta": 10000.0, "tie_word_embeddings": false, "hidden_act": "silu"}"#;
+
+/// Bits and groups for a quantised model, or an element type.
+#[derive(Clone, Copy)]
+enum Weights {
+    Float(Dtype),
+    Quantized(usize),
+}
+
+fn write_model(dir: &Path, weights: Weights) {
+    fs::create_dir_all(dir).unwrap();
+    let mut config: Value = serde_json::from_str(SMALL).unwrap();
+    let plain = ModelConfig::from_json_str(&config.to_string(), Path::new("config.json")).unwrap();
+    let mut tensors = BTreeMap::new();
+    for (seed, spec) in plain.expected_tensors().into_iter().enumerate() {
+        let values = normal(spec.shape.iter().product(), 0.02, seed as u64);
+        match weights {
+            Weights::Quantized(bits) if spec.shape.len() == 2 => {
+                let packed = quantize(&values, spec.shape[0], bits, 32, Dtype::BF16).unwrap();
+                let module = spec.name.strip_suffix(".weight").unwrap();
+                tensors.insert(format!("{module}.weight"), packed.weight);
+                tensors.insert(format!("{module}.scales"), packed.scales);
+                tensors.insert(format!("{module}.biases"), packed.biases);
+            }
+            Weights::Quantized(_) => {
+                tensors.insert(
+                    spec.name,
+                    HostTensor::from_f32_as(Dtype::BF16, &spec.shape, &values).unwrap(),
+                );
+            }
+            Weights::Float(dtype) => {
+                tensors.insert(spec.name, HostTensor::from_f32_as(dtype, &spec.shape, &values).unwrap());
+            }
+        }
+    }
+    if let Weights::Quantized(bits) = weights {
+        config["quantization"] = json!({"group_size": 32, "bits": bits});
+    }
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    fs::write(dir.join("tokenizer.json"), "{}").unwrap();
+    tensors::write(&dir.join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+}
+
+const UP: &str = "model.layers.1.mlp.up_proj";
+
+fn write_adapter(dir: &Path, rms: f32) {
+    let mut adapter = Adapter::new(Method::Lora, 4, 2.0, 0.0);
+    for (i, (module, input, output)) in [
+        (UP, 64, 128),
+        ("model.layers.0.self_attn.q_proj", 64, 64),
+        ("lm_head", 64, 96),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let seed = 1000 + 2 * i as u64;
+        let a = HostTensor::from_f32(&[input, 4], &normal(input * 4, 1.0, seed));
+        // The update 2·a·b has the rms 4·rms(b).
+        let b = HostTensor::from_f32(&[4, output], &normal(output * 4, rms / 4.0, seed + 1));
+        adapter.tensors.insert(format!("{module}.lora_a"), a);
+        adapter.tensors.insert(format!("{module}.lora_b"), b);
+    }
+    adapter.fill_keys();
+    adapter.write_mlx_lm(dir).unwrap();
+}
+
+struct Case {
+    dir: tempfile::TempDir,
+}
+
+impl Case {
+    fn new(weights: Weights, rms: f32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        write_model(&dir.path().join("model"), weights);
+        write_adapter(&dir.path().join("adapter"), rms);
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn fuse(&self, options: &FuseOptions) -> Result<planish_checkpoint::fuse::FuseReport, Error> {
+        fuse(&self.path("model"), &self.path("adapter"), &self.path("out"), options)
+    }
+
+    /// The output, after checking it against its own configuration as any model is.
+    fn output(&self) -> (TensorStore, Value) {
+        let config_path = self.path("out").join("config.json");
+        let config = ModelConfig::from_file(&config_path).unwrap();
+        let store = TensorStore::open(&self.path("out")).unwrap();
+        store
+            .check(&config.expected_tensors(), &LoadRules::default())
+            .into_result(&config_path)
+            .unwrap();
+        (store, serde_json::from_slice(&fs::read(config_path).unwrap()).unwrap())
+    }
+}
+
+#[test]
+fn float_fuse_adds_the_update_and_copies_the_rest() {
+    let case = Case::new(Weights::Float(Dtype::F32), 1e-3);
+    let report = case
+        .fuse(&FuseOptions {
+            max_shard_bytes: Some(100_000),
+            ..FuseOptions::default()
+        })
+        .unwrap();
+    assert!(report.written && report.files.len() > 1);
+    assert!(
+        report.modules.iter().all(|module| module.verdict == Verdict::Pass) && report.modules.len() == 3,
+        "{report}"
+    );
+    let (out, config) = case.output();
+    assert_eq!(
+        config,
+        serde_json::from_slice::<Value>(&fs::read(case.path("model/config.json")).unwrap()).unwrap()
+    );
+    let base = TensorStore::open(&case.path("model")).unwrap();
+    let (adapter, _) = Adapter::read(&case.path("adapter"), &Default::default()).unwrap();
+    for view in base.iter() {
+        let module = view.name.strip_suffix(".weight").unwrap();
+        let Some(a) = adapter.tensors.get(&format!("{module}.lora_a")) else {
+            assert_eq!(out.require(view.name).unwrap().bytes, view.bytes, "{}", view.name);
+            continue;
+        };
+        let (a, b) = (
+            a.to_f32().unwrap(),
+            adapter.tensors[&format!("{module}.lora_b")].to_f32().unwrap(),
+        );
+        let (input, output) = (view.shape[1], view.shape[0]);
+        let (weight, fused) = (
+            view.to_f32().unwrap(),
+            out.require(view.name).unwrap().to_f32().unwrap(),
+        );
+        for (o, i) in (0..output).flat_map(|o| (0..input).map(move |i| (o, i))) {
+            let delta: f64 = (0..4)
+                .map(|k| f64::from(a[i * 4 + k]) * f64::from(b[k * output + o]))
+                .sum();
+            let expect = f64::from(weight[o * input + i]) + 2.0 * delta;
+            assert!(
+                (f64::from(fused[o * input + i]) - expect).abs() < 1e-8,
+                "{module} {o} {i}"
+            );
+        }
+    }
+    assert!(case.path("out/tokenizer.json").exists() && case.path("out/fuse_report.json").exists());
+    assert!(
+        fs::read_to_string(case.path("out").join(tensors::INDEX_FILE))
+            .unwrap()
+            .contains("lora")
+            .eq(&false)
+    );
+}
+
+/// A-8.
+#[test]
+fn zero_update_is_refused_or_leaves_the_bytes_of_the_base() {
+    let case = Case::new(Weights::Float(Dtype::BF16), 0.0);
+    let error = case.fuse(&FuseOptions::default()).unwrap_err();
+    assert!(
+        matches!(&error, Error::AdapterRefused { refusal, .. } if refusal.id() == "empty-adapter"),
+        "{error}"
+    );
+    assert!(!case.path("out").exists());
+    let report = case
+        .fuse(&FuseOptions {
+            force: true,
+            ..FuseOptions::default()
+        })
+        .unwrap();
+    assert!(report.modules.iter().all(|module| module.verdict == Verdict::NoChange));
+    let base = TensorStore::open(&case.path("model")).unwrap();
+    for view in case.output().0.iter() {
+        assert_eq!(view.bytes, base.require(view.name).unwrap().bytes, "{}", view.name);
+    }
+}
+
+#[test]
+fn quantised_base_is_dequantised_by_default() {
+    let case = Case::new(Weights::Quantized(4), 2e-3);
+    let report = case.fuse(&FuseOptions::default()).unwrap();
+    assert!(
+        report
+            .modules
+            .iter()
+            .all(|module| module.stored_as == "BF16" && module.verdict == Verdict::Pass),
+        "{report}"
+    );
+    let (out, config) = case.output();
+    assert_eq!(config.get("quantization"), None);
+    // A module without an adapter is the base's, dequantised.
+    let base = TensorStore::open(&case.path("model")).unwrap();
+    let name = "model.layers.0.mlp.down_proj";
+    let expect = dequantize(&Affine::of_module(&base, name).unwrap(), 4).unwrap();
+    let expect = HostTensor::from_f32_as(Dtype::BF16, &[64, 128], &expect).unwrap();
+    assert_eq!(out.require(&format!("{name}.weight")).unwrap().to_host(), expect);
+}
+
+#[test]
+fn quantising_again_is_refused_when_it_loses_the_update() {
+    let case = Case::new(Weights::Quantized(4), 5e-4);
+    let options = FuseOptions {
+        target: FuseTarget::Quantized { bits: None },
+        ..FuseOptions::default()
+    };
+    let error = case.fuse(&options).unwrap_err();
+    assert!(matches!(&error, Error::FuseLoss { failed: 3, of: 3, .. }), "{error}");
+    assert_eq!(
+        fs::read_dir(case.dir.path()).unwrap().count(),
+        2,
+        "something was left behind"
+    );
+
+    let dry = case
+        .fuse(&FuseOptions {
+            dry_run: true,
+            ..options
+        })
+        .unwrap();
+    assert!(!dry.written && !case.path("out").exists());
+    let report = case
+        .fuse(&FuseOptions {
+            accept_loss: true,
+            ..options
+        })
+        .unwrap();
+    assert_eq!(report.modules, dry.modules);
+    assert!(report.to_string().contains("fail"), "{report}");
+    case.output();
+}
+
+#[test]
+fn eight_bits_for_the_adapted_modules_keep_the_update() {
+    let case = Case::new(Weights::Quantized(4), 2e-3);
+    let target = FuseTarget::Quantized { bits: Some(8) };
+    let report = case
+        .fuse(&FuseOptions {
+            target,
+            ..FuseOptions::default()
+        })
+        .unwrap();
+    assert!(
+        report.modules.iter().all(|module| module.verdict == Verdict::Pass),
+        "{report}"
+    );
+    let (out, config) = case.output();
+    assert_eq!(config["quantization"][UP], json!({"group_size": 32, "bits": 8}));
+    assert_eq!(out.require(&format!("{UP}.weight")).unwrap().shape, [128, 16]);
+    let base = TensorStore::open(&case.path("model")).unwrap();
+    for leaf in ["weight", "scales", "biases"] {
+        let name = format!("model.layers.0.mlp.down_proj.{leaf}");
+        assert_eq!(out.require(&name).unwrap().bytes, base.require(&name).unwrap().bytes);
+    }
+}
+
+#[test]
+fn err_float_base_cannot_be_quantised_again() {
+    let case = Case::new(Weights::Float(Dtype::F32), 1e-3);
+    let options = FuseOptions {
+        target: FuseTarget::Quantized { bits: Some(4) },
+        ..FuseOptions::default()
+    };
+    assert!(matches!(case.fuse(&options), Err(Error::Quantization { .. })));
+}
