@@ -1,11 +1,12 @@
 //! Which rows make an update, and in which batches: a pure function of the data, the settings, the seed and the epoch.
 
+use std::ops::Range;
 use std::sync::Mutex;
 
 use sha2::{Digest, Sha256};
 
 use crate::batch::Batch;
-use crate::dataset::{Dataset, Example, Side};
+use crate::dataset::{Dataset, Example};
 use crate::error::{Error, Result};
 use crate::ladder::{Ladder, Rungs};
 use crate::order::{Purpose, Random, systematic_copies};
@@ -22,7 +23,8 @@ pub struct PlanOptions {
     pub max_seq_length: usize,
     /// The seed of the order.
     pub seed: u64,
-    /// Change the order from epoch to epoch; without it rows keep file order, for evaluation.
+    /// Change the order from epoch to epoch. Without it every epoch is the same: file order, sorted by length within 64
+    /// windows. To look at a share of the windows only, shuffle, and take the first windows of epoch 0: a fair sample.
     pub shuffle: bool,
     /// Pack many examples into one row.
     pub packing: bool,
@@ -138,24 +140,54 @@ pub struct ShapeCount {
     pub batches: usize,
 }
 
-#[derive(Debug, Clone)]
+/// What is placed as a whole. Kept small: there is one for every example of a data set that may be larger than memory.
+#[derive(Debug, Clone, Copy)]
 struct Unit {
-    /// Indices of one example, or of the chosen and the rejected one.
-    examples: Vec<usize>,
-    sides: Vec<Option<Side>>,
+    /// Its first example.
+    first: u32,
+    /// One example, or the two of a pair.
+    n_examples: u32,
     /// Input tokens of the longest.
-    cost: usize,
-    target_tokens: usize,
-    used: usize,
+    cost: u32,
+    /// Input tokens of all.
+    used: u32,
+    target_tokens: u32,
 }
 
-/// The windows of one epoch; each a list of micro-batches, each a list of rows, each a list of units.
+/// The order of one epoch: units in rows, rows in windows.
 #[derive(Debug)]
 struct Epoch {
-    windows: Vec<Vec<Vec<Row>>>,
+    units: Vec<u32>,
+    /// Where each packed row ends among the units; without packing every unit is a row.
+    row_ends: Option<Vec<u32>>,
+    /// The windows, in the order in which they are trained; window `w` holds the rows from `w · rows_per_window` on.
+    windows: Vec<u32>,
+    rows_per_window: usize,
 }
 
-type Row = Vec<usize>;
+impl Epoch {
+    fn n_rows(&self) -> usize {
+        self.row_ends.as_ref().map_or(self.units.len(), Vec::len)
+    }
+
+    /// The units of a row.
+    fn row(&self, row: usize) -> &[u32] {
+        match &self.row_ends {
+            None => &self.units[row..=row],
+            Some(ends) => &self.units[row.checked_sub(1).map_or(0, |before| ends[before] as usize)..ends[row] as usize],
+        }
+    }
+
+    /// The rows of the window that comes at a place of the order.
+    fn window(&self, index: usize) -> Option<Range<usize>> {
+        let start = *self.windows.get(index)? as usize * self.rows_per_window;
+        Some(start..(start + self.rows_per_window).min(self.n_rows()))
+    }
+
+    fn windows(&self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.windows.len()).filter_map(|index| self.window(index))
+    }
+}
 
 /// Windows that are sorted by length together.
 const SORTED_WINDOWS: usize = 64;
@@ -164,7 +196,7 @@ impl BatchPlan {
     /// Plans a data set.
     pub fn new(data: &Dataset, options: &PlanOptions) -> Result<Self> {
         check(data, options)?;
-        let units = units(data.examples())?;
+        let units = units(data.examples());
         let mut plan = Self {
             ladder: Ladder::new(options.max_seq_length, options.rungs),
             rows: 0,
@@ -176,7 +208,7 @@ impl BatchPlan {
             units,
         };
         let first = plan.lay_out(0);
-        plan.rows = first.windows.iter().flatten().map(Vec::len).max().unwrap_or(0);
+        plan.rows = options.batch_size.min(first.n_rows());
         plan.choose_rungs(&first)?;
         plan.summary = plan.summarise(&first)?;
         Ok(plan)
@@ -196,14 +228,10 @@ impl BatchPlan {
             ));
         }
         let layout = self.epoch(epoch)?;
-        let window = layout.windows.get(index).ok_or(Error::NoSuchWindow {
-            epoch,
-            index,
-            windows: layout.windows.len(),
-        })?;
-        let micro_batches = window
-            .iter()
-            .map(|rows| self.batch(data, rows))
+        let rows = window_rows(&layout, epoch, index)?;
+        let micro_batches = self
+            .micro_batches(rows)
+            .map(|rows| self.batch(data, &layout, rows))
             .collect::<Result<Vec<_>>>()?;
         Ok(Window {
             target_tokens: micro_batches.iter().map(|batch| batch.target_tokens).sum(),
@@ -215,16 +243,10 @@ impl BatchPlan {
     /// Trained targets of a window, without building its batches.
     pub fn target_tokens(&self, epoch: u64, index: usize) -> Result<usize> {
         let layout = self.epoch(epoch)?;
-        let window = layout.windows.get(index).ok_or(Error::NoSuchWindow {
-            epoch,
-            index,
-            windows: layout.windows.len(),
-        })?;
-        Ok(window
-            .iter()
-            .flatten()
-            .flatten()
-            .map(|unit| self.units[*unit].target_tokens)
+        let rows = window_rows(&layout, epoch, index)?;
+        Ok(rows
+            .flat_map(|row| self.units_of(&layout, row))
+            .map(|unit| unit.target_tokens as usize)
             .sum())
     }
 
@@ -281,61 +303,69 @@ impl BatchPlan {
 
     fn lay_out(&self, epoch: u64) -> Epoch {
         let drawn = self.drawn(epoch);
-        let rows = if self.options.packing {
-            self.packed_rows(drawn, epoch)
+        let (units, row_ends) = if self.options.packing {
+            let (units, ends) = self.packed_rows(&drawn, epoch);
+            (units, Some(ends))
         } else {
-            self.single_rows(drawn, epoch)
+            (self.single_rows(drawn, epoch), None)
         };
-        let per_window = self.options.batch_size * self.options.accumulation;
-        let mut windows: Vec<Vec<Vec<Row>>> = rows
-            .chunks(per_window)
-            .map(|window| window.chunks(self.options.batch_size).map(<[Row]>::to_vec).collect())
-            .collect();
+        let rows_per_window = self.options.batch_size * self.options.accumulation;
+        let n_rows = row_ends.as_ref().map_or(units.len(), Vec::len);
+        let mut windows: Vec<u32> = (0..n_rows.div_ceil(rows_per_window) as u32).collect();
         if self.options.shuffle {
             Random::new(self.options.seed, epoch, Purpose::Windows).shuffle(&mut windows);
         }
-        Epoch { windows }
+        Epoch {
+            units,
+            row_ends,
+            windows,
+            rows_per_window,
+        }
     }
 
     /// The units of an epoch: each once, or drawn by weight.
-    fn drawn(&self, epoch: u64) -> Vec<usize> {
+    fn drawn(&self, epoch: u64) -> Vec<u32> {
         let Some(weights) = &self.options.sampler_weights else {
-            return (0..self.units.len()).collect();
+            return (0..self.units.len() as u32).collect();
         };
-        let of_unit: Vec<f64> = self.units.iter().map(|unit| weights[unit.examples[0]]).collect();
+        let of_unit: Vec<f64> = self.units.iter().map(|unit| weights[unit.first as usize]).collect();
         let offset = Random::new(self.options.seed, epoch, Purpose::Sampler).unit();
         let copies = systematic_copies(&of_unit, offset);
-        copies
-            .iter()
-            .enumerate()
-            .flat_map(|(unit, count)| std::iter::repeat_n(unit, *count))
+        (0..)
+            .zip(copies)
+            .flat_map(|(unit, count)| std::iter::repeat_n(unit, count))
             .collect()
     }
 
     /// Shuffled, then sorted by length within stretches of 64 windows, so that rows of like length meet and yet the
     /// company of a row changes from epoch to epoch.
-    fn single_rows(&self, mut drawn: Vec<usize>, epoch: u64) -> Vec<Row> {
+    fn single_rows(&self, mut drawn: Vec<u32>, epoch: u64) -> Vec<u32> {
         if self.options.shuffle {
             Random::new(self.options.seed, epoch, Purpose::Rows).shuffle(&mut drawn);
         }
         let stretch = SORTED_WINDOWS * self.options.batch_size * self.options.accumulation;
         for part in drawn.chunks_mut(stretch) {
-            part.sort_by_key(|unit| self.units[*unit].cost);
+            part.sort_by_key(|unit| self.units[*unit as usize].cost);
         }
-        drawn.into_iter().map(|unit| vec![unit]).collect()
+        drawn
     }
 
-    fn packed_rows(&self, drawn: Vec<usize>, epoch: u64) -> Vec<Row> {
-        let costs: Vec<usize> = drawn.iter().map(|unit| self.units[*unit].cost).collect();
-        let capacity = self.pack_capacity();
-        let mut bins: Vec<Row> = best_fit_decreasing(&costs, capacity)
-            .into_iter()
-            .map(|bin| bin.into_iter().map(|item| drawn[item]).collect())
+    /// The units in their rows, and where each row ends.
+    fn packed_rows(&self, drawn: &[u32], epoch: u64) -> (Vec<u32>, Vec<u32>) {
+        let costs: Vec<usize> = drawn
+            .iter()
+            .map(|unit| self.units[*unit as usize].cost as usize)
             .collect();
+        let mut bins = best_fit_decreasing(&costs, self.pack_capacity());
         if self.options.shuffle {
             Random::new(self.options.seed, epoch, Purpose::Rows).shuffle(&mut bins);
         }
-        bins
+        let (mut units, mut ends) = (Vec::with_capacity(drawn.len()), Vec::with_capacity(bins.len()));
+        for bin in bins {
+            units.extend(bin.into_iter().map(|item| drawn[item]));
+            ends.push(units.len() as u32);
+        }
+        (units, ends)
     }
 
     /// The top rung, before unused ones are taken out.
@@ -351,50 +381,62 @@ impl BatchPlan {
     fn choose_rungs(&mut self, first: &Epoch) -> Result<()> {
         let lengths: Vec<usize> = if self.options.packing {
             // Every bin is as long as the fullest one: one shape.
-            let fullest = first
-                .windows
-                .iter()
-                .flatten()
-                .flatten()
-                .map(|row| self.row_cost(row))
+            let fullest = (0..first.n_rows())
+                .map(|row| self.row_cost(first, row))
                 .max()
                 .unwrap_or(1);
             let resampled = self.options.sampler_weights.is_some();
             vec![if resampled { self.pack_capacity() } else { fullest }]
         } else {
             // A batch is as long as its longest unit, so any unit's rung can come in some epoch.
-            self.units.iter().map(|unit| unit.cost).collect()
+            self.units.iter().map(|unit| unit.cost as usize).collect()
         };
         self.ladder = self.ladder.thin(&lengths, self.options.max_shapes)?;
         Ok(())
     }
 
-    fn row_cost(&self, row: &Row) -> usize {
-        row.iter().map(|unit| self.units[*unit].cost).sum()
+    fn units_of<'a>(&'a self, layout: &'a Epoch, row: usize) -> impl Iterator<Item = &'a Unit> {
+        layout.row(row).iter().map(|unit| &self.units[*unit as usize])
     }
 
-    fn batch_length(&self, rows: &[Row]) -> Result<usize> {
+    fn row_cost(&self, layout: &Epoch, row: usize) -> usize {
+        self.units_of(layout, row).map(|unit| unit.cost as usize).sum()
+    }
+
+    /// Cuts the rows of a window.
+    fn micro_batches(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let size = self.options.batch_size;
+        rows.clone()
+            .step_by(size)
+            .map(move |start| start..(start + size).min(rows.end))
+    }
+
+    fn batch_length(&self, layout: &Epoch, rows: Range<usize>) -> Result<usize> {
         self.ladder
-            .fit(rows.iter().map(|row| self.row_cost(row)).max().unwrap_or(1))
+            .fit(rows.map(|row| self.row_cost(layout, row)).max().unwrap_or(1))
     }
 
     /// Rows of every batch: two a pair.
     fn batch_rows(&self) -> usize {
-        self.rows * self.units.first().map_or(1, |unit| unit.examples.len())
+        self.rows * self.units.first().map_or(1, |unit| unit.n_examples as usize)
     }
 
-    fn batch(&self, data: &Dataset, rows: &[Row]) -> Result<Batch> {
-        let mut batch = Batch::new(self.batch_rows(), self.batch_length(rows)?, self.options.packing);
+    fn batch(&self, data: &Dataset, layout: &Epoch, rows: Range<usize>) -> Result<Batch> {
+        let length = self.batch_length(layout, rows.clone())?;
+        let mut batch = Batch::new(self.batch_rows(), length, self.options.packing);
         let mut row_index = 0;
         for row in rows {
-            let mut start = 0;
-            for unit in row.iter().map(|unit| &self.units[*unit]) {
-                for (offset, (example, side)) in unit.examples.iter().zip(&unit.sides).enumerate() {
-                    batch.place(*example, &data.tokens(*example)?, row_index + offset, start, *side);
+            let (mut start, mut rows_here) = (0, 1);
+            for unit in self.units_of(layout, row) {
+                for offset in 0..unit.n_examples as usize {
+                    let example = unit.first as usize + offset;
+                    let side = data.examples()[example].side;
+                    batch.place(example, &data.tokens(example)?, row_index + offset, start, side);
                 }
-                start += unit.cost;
+                start += unit.cost as usize;
+                rows_here = unit.n_examples as usize;
             }
-            row_index += row.first().map_or(1, |unit| self.units[*unit].examples.len());
+            row_index += rows_here;
         }
         Ok(batch)
     }
@@ -403,19 +445,19 @@ impl BatchPlan {
         let mut summary = PlanSummary::empty();
         summary.windows = first.windows.len();
         let (mut used, mut positions) = (0, 0);
-        for rows in first.windows.iter().flatten() {
-            let (rows_here, length) = (self.batch_rows(), self.batch_length(rows)?);
+        for rows in first.windows().flat_map(|rows| self.micro_batches(rows)) {
+            let length = self.batch_length(first, rows.clone())?;
             summary.micro_batches += 1;
-            positions += rows_here * length;
-            for unit in rows.iter().flatten().map(|unit| &self.units[*unit]) {
-                summary.examples += unit.examples.len();
-                summary.target_tokens += unit.target_tokens;
-                used += unit.used;
+            positions += self.batch_rows() * length;
+            for unit in rows.flat_map(|row| self.units_of(first, row)) {
+                summary.examples += unit.n_examples as usize;
+                summary.target_tokens += unit.target_tokens as usize;
+                used += unit.used as usize;
             }
             match summary.shapes.iter_mut().find(|shape| shape.length == length) {
                 Some(shape) => shape.batches += 1,
                 None => summary.shapes.push(ShapeCount {
-                    rows: rows_here,
+                    rows: self.batch_rows(),
                     length,
                     batches: 1,
                 }),
@@ -425,6 +467,14 @@ impl BatchPlan {
         summary.padding_fraction = 1.0 - used as f64 / positions.max(1) as f64;
         Ok(summary)
     }
+}
+
+fn window_rows(layout: &Epoch, epoch: u64, index: usize) -> Result<Range<usize>> {
+    layout.window(index).ok_or(Error::NoSuchWindow {
+        epoch,
+        index,
+        windows: layout.windows.len(),
+    })
 }
 
 impl PlanSummary {
@@ -486,36 +536,23 @@ fn check(data: &Dataset, options: &PlanOptions) -> Result<()> {
     Ok(())
 }
 
-fn units(examples: &[Example]) -> Result<Vec<Unit>> {
-    let unit = |indices: Vec<usize>| {
-        let of = |field: fn(&Example) -> usize| {
-            indices
-                .iter()
-                .map(move |index| field(&examples[*index]))
-                .collect::<Vec<_>>()
-        };
-        let costs = of(|example| example.n_tokens - 1);
-        Unit {
-            sides: indices.iter().map(|index| examples[*index].side).collect(),
-            cost: costs.iter().copied().max().unwrap_or(0),
-            used: costs.iter().sum(),
-            target_tokens: of(|example| example.n_targets).iter().sum(),
-            examples: indices,
-        }
-    };
-    let mut units = Vec::new();
-    let mut index = 0;
-    while index < examples.len() {
-        match examples[index].side {
-            None => units.push(unit(vec![index])),
-            Some(_) => {
-                units.push(unit(vec![index, index + 1]));
-                index += 1;
-            }
-        }
-        index += 1;
+fn units(examples: &[Example]) -> Vec<Unit> {
+    let mut units = Vec::with_capacity(examples.len());
+    let mut first = 0;
+    while first < examples.len() {
+        let n_examples = if examples[first].side.is_some() { 2 } else { 1 };
+        let members = &examples[first..(first + n_examples).min(examples.len())];
+        let costs = || members.iter().map(|example| example.n_tokens as u32 - 1);
+        units.push(Unit {
+            first: first as u32,
+            n_examples: members.len() as u32,
+            cost: costs().max().unwrap_or(0),
+            used: costs().sum(),
+            target_tokens: members.iter().map(|example| example.n_targets as u32).sum(),
+        });
+        first += n_examples;
     }
-    Ok(units)
+    units
 }
 
 /// The version in front changes whenever the same settings would give other batches.
