@@ -23,8 +23,8 @@ pub struct PlanOptions {
     pub max_seq_length: usize,
     /// The seed of the order.
     pub seed: u64,
-    /// Change the order from epoch to epoch. Without it every epoch is the same: file order, sorted by length within 64
-    /// windows. To look at a share of the windows only, shuffle, and take the first windows of epoch 0: a fair sample.
+    /// Change the order from epoch to epoch. Without it every epoch has the order of the first, so that evaluations see
+    /// the same rows; the first windows are a fair sample of all.
     pub shuffle: bool,
     /// Pack many examples into one row.
     pub packing: bool,
@@ -302,6 +302,7 @@ impl BatchPlan {
     }
 
     fn lay_out(&self, epoch: u64) -> Epoch {
+        let epoch = if self.options.shuffle { epoch } else { 0 };
         let drawn = self.drawn(epoch);
         let (units, row_ends) = if self.options.packing {
             let (units, ends) = self.packed_rows(&drawn, epoch);
@@ -312,9 +313,7 @@ impl BatchPlan {
         let rows_per_window = self.options.batch_size * self.options.accumulation;
         let n_rows = row_ends.as_ref().map_or(units.len(), Vec::len);
         let mut windows: Vec<u32> = (0..n_rows.div_ceil(rows_per_window) as u32).collect();
-        if self.options.shuffle {
-            Random::new(self.options.seed, epoch, Purpose::Windows).shuffle(&mut windows);
-        }
+        Random::new(self.options.seed, epoch, Purpose::Windows).shuffle(&mut windows);
         Epoch {
             units,
             row_ends,
@@ -340,9 +339,7 @@ impl BatchPlan {
     /// Shuffled, then sorted by length within stretches of 64 windows, so that rows of like length meet and yet the
     /// company of a row changes from epoch to epoch.
     fn single_rows(&self, mut drawn: Vec<u32>, epoch: u64) -> Vec<u32> {
-        if self.options.shuffle {
-            Random::new(self.options.seed, epoch, Purpose::Rows).shuffle(&mut drawn);
-        }
+        Random::new(self.options.seed, epoch, Purpose::Rows).shuffle(&mut drawn);
         let stretch = SORTED_WINDOWS * self.options.batch_size * self.options.accumulation;
         for part in drawn.chunks_mut(stretch) {
             part.sort_by_key(|unit| self.units[*unit as usize].cost);
@@ -357,9 +354,7 @@ impl BatchPlan {
             .map(|unit| self.units[*unit as usize].cost as usize)
             .collect();
         let mut bins = best_fit_decreasing(&costs, self.pack_capacity());
-        if self.options.shuffle {
-            Random::new(self.options.seed, epoch, Purpose::Rows).shuffle(&mut bins);
-        }
+        Random::new(self.options.seed, epoch, Purpose::Rows).shuffle(&mut bins);
         let (mut units, mut ends) = (Vec::with_capacity(drawn.len()), Vec::with_capacity(bins.len()));
         for bin in bins {
             units.extend(bin.into_iter().map(|item| drawn[item]));

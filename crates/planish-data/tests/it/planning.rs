@@ -152,6 +152,28 @@ fn every_example_once_an_epoch_and_remainders_are_kept() {
 }
 
 #[test]
+fn without_shuffling_every_epoch_is_the_first_and_begins_with_a_fair_sample() {
+    let (_file, data) = data(mixed_lengths(), 256);
+    let with = |shuffle| {
+        let options = PlanOptions {
+            max_seq_length: 256,
+            shuffle,
+            ..PlanOptions::default()
+        };
+        BatchPlan::new(&data, &options).unwrap()
+    };
+    let (fixed, shuffled) = (with(false), with(true));
+    assert_eq!(windows(&fixed, &data, 0), windows(&fixed, &data, 7));
+    assert_eq!(windows(&fixed, &data, 0), windows(&shuffled, &data, 0));
+    assert_ne!(windows(&shuffled, &data, 0), windows(&shuffled, &data, 7));
+    let lengths: Vec<usize> = windows(&fixed, &data, 0)
+        .iter()
+        .map(|window| window.micro_batches[0].length)
+        .collect();
+    assert!(!lengths.is_sorted(), "{lengths:?}");
+}
+
+#[test]
 fn a_set_of_one_row_trains() {
     let (_file, data) = data([3], 64);
     let plan = BatchPlan::new(&data, &PlanOptions::default()).unwrap();
