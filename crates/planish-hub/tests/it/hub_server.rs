@@ -24,6 +24,8 @@ pub(crate) enum Manner {
     LostRedirect,
     /// An etag that would leave the cache.
     EvilEtag,
+    /// A file of another commit than the list's.
+    OtherCommit,
 }
 
 #[derive(Default)]
@@ -130,8 +132,12 @@ fn send_file(stream: &mut TcpStream, request: &Request, name: &str, bytes: &[u8]
         Manner::EvilEtag => "\"../../../evil\"".to_owned(),
         _ => format!("\"{}\"", planish_core::hash::sha256_hex(bytes)),
     };
+    let commit = match manner {
+        Manner::OtherCommit => COMMIT.replace('0', "1"),
+        _ => COMMIT.to_owned(),
+    };
     let headers = [
-        ("x-repo-commit", COMMIT.to_owned()),
+        ("x-repo-commit", commit),
         ("etag", etag.clone()),
         ("x-linked-etag", etag),
     ];

@@ -277,7 +277,7 @@ fn err_no_server() {
 
 #[test]
 fn err_hostile_answers() {
-    for manner in [Manner::LostRedirect, Manner::EvilEtag] {
+    for manner in [Manner::LostRedirect, Manner::EvilEtag, Manner::OtherCommit] {
         let (server, home) = (HubServer::start(&FILES), tempfile::tempdir().unwrap());
         server.treat("tokenizer.json", manner);
         let error = pull_model(&settings(&server, home.path())).unwrap_err();

