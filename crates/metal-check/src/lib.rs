@@ -15,9 +15,25 @@
 
 #![deny(missing_docs)]
 
+pub mod candidate;
 pub mod catalogue;
 pub mod classify;
+pub mod deployment;
 mod error;
+pub mod excerpt;
+pub mod exit;
+pub mod history;
+pub mod macho;
+pub mod metallib;
+pub mod micro_probe;
+pub mod predict;
+pub mod preflight;
+pub mod redact;
+pub mod report;
+pub mod runner;
 pub mod text;
+pub mod verdict;
+pub mod version;
+pub mod wheel;
 
 pub use error::Error;

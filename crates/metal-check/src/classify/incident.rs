@@ -110,7 +110,7 @@ fn events<'a>(sorted: &Sorted, finds: &'a [Find]) -> Vec<Event<'a>> {
         .enumerate()
         .filter(|(index, _)| sorted.kinds[*index] != Kind::Mute)
     {
-        let cascade = markers::cascade(line);
+        let cascade = sorted.cascades[index];
         if markers::opens_target(line) {
             events.push(Event::Opened(index, cascade));
         } else if let Some(cascade) = cascade {
@@ -118,10 +118,10 @@ fn events<'a>(sorted: &Sorted, finds: &'a [Find]) -> Vec<Event<'a>> {
         }
     }
     let successes = sorted
-        .unified
+        .successes
         .iter()
         .enumerate()
-        .filter_map(|(index, line)| Some((index, markers::success(line)?)));
+        .filter_map(|(index, phase)| Some((index, (*phase)?)));
     events.extend(successes.map(|(index, phase)| Event::Succeeded(index, phase)));
     // At one line the finds come before the consequence.
     events.sort_by_key(|event| (event.index(), matches!(event, Event::Followed(..))));
@@ -263,13 +263,11 @@ impl Draft {
 
     /// Whether what failed here succeeded later.
     fn recovered(&self, sorted: &Sorted) -> bool {
-        let later = || sorted.unified.iter().enumerate().skip(self.root_line() + 1);
+        let after = self.root_line() + 1;
         let phase = self.phase();
         if phase >= Phase::Load && phase != Phase::Unknown {
             // Only a run that ended well after it recovers what failed at run time; wrong numbers never do.
-            return phase != Phase::Verify
-                && self.overtaken(sorted)
-                && later().any(|(_, line)| markers::success(line) == Some(Phase::Run));
+            return phase != Phase::Verify && self.overtaken(sorted);
         }
         if self.overtaken(sorted) {
             return true;
@@ -277,40 +275,29 @@ impl Draft {
         if phase > Phase::Configure {
             return false;
         }
-        let reached = later().find(|(_, line)| markers::success(line).is_some_and(|reached| covers(reached, phase)));
-        let Some((at, _)) = reached else { return false };
-        let between = || sorted.unified[self.root_line() + 1..at].iter();
+        let reached = sorted.successes[after..]
+            .iter()
+            .position(|success| success.is_some_and(|reached| covers(reached, phase)));
+        let Some(reached) = reached else { return false };
+        let between = || (after..after + reached).map(|index| (&sorted.cascades[index], &sorted.unified[index]));
         let stopped =
-            between().any(|line| markers::cascade(line).is_some() || line.trim_start().starts_with("CMake Error"));
-        !stopped || between().any(|line| markers::is_retry(line))
+            between().any(|(cascade, line)| cascade.is_some() || line.trim_start().starts_with("CMake Error"));
+        !stopped || between().any(|(_, line)| markers::is_retry(line))
     }
 
     /// Whether the whole build or run succeeded after it and nothing failed afterwards.
     fn overtaken(&self, sorted: &Sorted) -> bool {
-        let wanted = if self.phase() >= Phase::Load && self.phase() != Phase::Unknown {
-            Phase::Run
-        } else {
-            Phase::Link
-        };
+        let at_run_time = self.phase() >= Phase::Load && self.phase() != Phase::Unknown;
+        let wanted = if at_run_time { Phase::Run } else { Phase::Link };
         let after = self.last() + 1;
-        let Some(at) = sorted
-            .unified
+        let Some(at) = sorted.successes[after..]
             .iter()
-            .enumerate()
-            .skip(after)
-            .filter(|(_, line)| markers::success(line).is_some_and(|reached| reached >= wanted))
-            .map(|(index, _)| index)
-            .last()
+            .rposition(|success| success.is_some_and(|reached| reached >= wanted))
         else {
             return false;
         };
-        sorted
-            .unified
-            .iter()
-            .enumerate()
-            .skip(at + 1)
-            .filter(|(index, _)| sorted.kinds[*index] != Kind::Mute)
-            .all(|(_, line)| markers::cascade(line).is_none())
+        (after + at + 1..sorted.lines.len())
+            .all(|index| sorted.cascades[index].is_none() || sorted.kinds[index] == Kind::Mute)
     }
 
     fn root_line(&self) -> usize {

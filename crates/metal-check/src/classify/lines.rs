@@ -1,5 +1,7 @@
 //! Which lines of a log can prove anything.
 
+use super::markers::{self, Cascade};
+use crate::catalogue::Phase;
 use crate::text::{Line, unify_quotes};
 use regex::{Regex, RegexSet};
 use std::sync::LazyLock;
@@ -30,6 +32,10 @@ pub(super) struct Sorted {
     pub(super) unified: Vec<String>,
     /// Same length as `lines`.
     pub(super) kinds: Vec<Kind>,
+    /// Same length as `lines`: which are consequences of a failure.
+    pub(super) cascades: Vec<Option<Cascade>>,
+    /// Same length as `lines`: which phase a line shows to have succeeded.
+    pub(super) successes: Vec<Option<Phase>>,
 }
 
 impl Sorted {
@@ -95,7 +101,15 @@ pub(super) fn sort(lines: Vec<Line>) -> Sorted {
     mute_cmake_warnings(&unified, &mut kinds);
     mute_rust_diagnostics(&unified, &mut kinds);
     mute_quoted_source(&unified, &mut kinds);
-    Sorted { lines, unified, kinds }
+    let cascades = unified.iter().map(|line| markers::cascade(line)).collect();
+    let successes = unified.iter().map(|line| markers::success(line)).collect();
+    Sorted {
+        lines,
+        unified,
+        kinds,
+        cascades,
+        successes,
+    }
 }
 
 /// What a line says about itself, without its neighbours.

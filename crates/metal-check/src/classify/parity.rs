@@ -38,11 +38,11 @@ fn is_out_of_bounds(line: &str) -> bool {
         measured
             .captures_iter(line)
             .any(|found| match found[1].to_lowercase().as_str() {
-                name if name.starts_with("cos") => !(value(&found[2]) >= MIN_COSINE),
+                name if name.starts_with("cos") => value(&found[2]).is_nan() || value(&found[2]) < MIN_COSINE,
                 name if name.starts_with("max_rel") || name.starts_with("rel") => {
                     !value(&found[2]).is_finite() || (is_f32 && value(&found[2]) > MAX_RELATIVE_F32)
                 }
-                _ => !(value(&found[2]).abs() < MAX_ABSOLUTE),
+                _ => value(&found[2]).is_nan() || value(&found[2]).abs() >= MAX_ABSOLUTE,
             })
     })
 }

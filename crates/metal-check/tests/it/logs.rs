@@ -136,7 +136,12 @@ fn colours_do_not_matter() {
 #[test]
 fn noise_around_does_not_matter() {
     let noise: String = (0..5000).map(noise_line).collect();
-    check(&all(), "5000 noise lines before and after", |log| {
+    let mut seen = std::collections::BTreeSet::new();
+    let one_each: Vec<Case> = all()
+        .into_iter()
+        .filter(|case| seen.insert(case.expect.clone()))
+        .collect();
+    check(&one_each, "5000 noise lines before and after", |log| {
         format!("{noise}{log}\n{noise}").into_bytes()
     });
 }

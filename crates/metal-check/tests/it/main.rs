@@ -1,3 +1,4 @@
 //! Facts about whole logs, wheels and records.
 
 mod logs;
+mod wheels;
