@@ -75,14 +75,6 @@ pub enum Error {
         /// A pair of lines.
         first: (usize, usize),
     },
-    /// A format other than text without a chat template to render it.
-    #[error("{}: rows of type {format} need a chat template, and this model has none. Fix: give --chat-template FILE, or use rows with \"text\"", path.display())]
-    NoTemplate {
-        /// The data file.
-        path: PathBuf,
-        /// The type of its rows.
-        format: crate::Format,
-    },
     /// A tokenizer folder that cannot be used.
     #[error("{}: {reason}. Fix: {fix}", path.display())]
     Tokenizer {
@@ -215,6 +207,8 @@ pub enum RowErrorKind {
     Value,
     /// A chat without a turn to train.
     NoAssistantTurn,
+    /// The row must be rendered, and the model has no chat template.
+    NoTemplate,
     /// The chat template refused the row.
     Template,
     /// Rendering a shorter conversation is not a prefix of rendering a longer one.
@@ -249,6 +243,7 @@ impl fmt::Display for RowErrorKind {
             Self::UnknownRole => "unknown-role",
             Self::Value => "value",
             Self::NoAssistantTurn => "no-assistant-turn",
+            Self::NoTemplate => "no-template",
             Self::Template => "template",
             Self::PrefixViolation => "prefix-violation",
             Self::OverLong => "over-long",

@@ -11,6 +11,7 @@ mod json;
 mod ladder;
 mod limit;
 mod lines;
+mod loader;
 mod mask;
 mod mlx_lm;
 mod options;

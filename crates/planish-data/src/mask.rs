@@ -151,7 +151,7 @@ impl Masker<'_> {
     fn rendering<'a>(&'a self, chat: &Chat) -> Result<Rendering<'a>, Fault> {
         let Some(template) = self.template else {
             return Err(Fault::new(
-                RowErrorKind::Template,
+                RowErrorKind::NoTemplate,
                 "this row needs a chat template, and the model has none",
                 "give --chat-template FILE, or use rows with \"text\"",
             ));
@@ -279,22 +279,19 @@ impl Rendering<'_> {
     fn span(&self, turn: usize, full: &str, whole: Option<&str>) -> Result<Span, Fault> {
         let prompt = self.render(turn, self.roles[turn] == Role::Assistant)?;
         if !full.starts_with(&prompt) {
-            return Err(violation(
+            let message = parting(
                 turn,
-                "the prompt before this turn",
-                &prompt,
-                "the text with it",
-                full,
-            ));
+                ("the prompt before this turn", &prompt),
+                ("the text with it", full),
+            );
+            let fix = "give a template whose generation prompt begins its assistant turns with --chat-template FILE";
+            return Err(Fault::new(RowErrorKind::PrefixViolation, message, fix));
         }
         if let Some(whole) = whole.filter(|whole| !whole.starts_with(full)) {
-            return Err(violation(
-                turn,
-                "the conversation up to this turn",
-                full,
-                "the whole conversation",
-                whole,
-            ));
+            let short = ("the conversation up to this turn", full);
+            let message = parting(turn, short, ("the whole conversation", whole));
+            let fix = "set data.on_prefix_violation = \"unroll\", or train the last turn only";
+            return Err(Fault::new(RowErrorKind::PrefixViolation, message, fix));
         }
         let body = full[prompt.len()..].trim_end();
         let special = self.tokenizer.special_suffix(body);
@@ -435,20 +432,17 @@ fn crosses_end(range: &Range<usize>, spans: &[Range<usize>]) -> bool {
         .any(|span| span.start <= range.start && range.start < span.end && span.end < range.end)
 }
 
-fn violation(turn: usize, short: &str, short_text: &str, long: &str, long_text: &str) -> Fault {
+/// Says where two texts part of which the first should begin the second.
+fn parting(turn: usize, (short, short_text): (&str, &str), (long, long_text): (&str, &str)) -> String {
     let same = short_text
         .bytes()
         .zip(long_text.bytes())
         .take_while(|(a, b)| a == b)
         .count();
-    Fault::new(
-        RowErrorKind::PrefixViolation,
-        format!(
-            "turn {turn}: {short} is not how {long} begins; at byte {same} the one has {:?}, the other {:?}",
-            around(short_text, same),
-            around(long_text, same)
-        ),
-        "set data.on_prefix_violation = \"unroll\", or train the last turn only",
+    format!(
+        "turn {turn}: {short} is not how {long} begins; at byte {same} the one has {:?}, the other {:?}",
+        around(short_text, same),
+        around(long_text, same)
     )
 }
 
@@ -478,4 +472,25 @@ fn tokenizer_fault(error: Error) -> Fault {
         error.to_string(),
         "check that the tokenizer belongs to the model",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_belongs_to_a_span_that_holds_all_of_it() {
+        let spans = [5..9, 12..14];
+        let check = |range: Range<usize>, expect| assert_eq!(inside(&range, &spans), expect, "{range:?}");
+        check(5..9, true);
+        check(5..6, true);
+        check(4..6, false);
+        check(8..10, false);
+        check(9..12, false);
+        check(12..14, true);
+        check(5..5, true);
+        check(9..9, false);
+        check(0..0, false);
+        assert!(crosses_end(&(8..10), &spans) && !crosses_end(&(9..10), &spans) && !crosses_end(&(4..10), &spans));
+    }
 }

@@ -165,6 +165,26 @@ fn a_template_that_closes_the_text_is_refused_or_unrolled() {
 }
 
 #[test]
+fn err_generation_prompt_that_no_turn_begins_with() {
+    let tokenizer = tokenizer();
+    let source = "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ ' says ' ~ m.content ~ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let template = ChatTemplate::from_source(source, "inline", &tokenizer, &TemplateOptions::default()).unwrap();
+    let file = rows(&[chat(&[("user", "Hi"), ("assistant", "Yes.")])]);
+    // Unrolling does not help: the turn is not found in its own text.
+    for on_prefix_violation in [OnPrefixViolation::Error, OnPrefixViolation::Unroll] {
+        let options = DataOptions {
+            on_prefix_violation,
+            ..DataOptions::default()
+        };
+        let error = Dataset::load(&file.path, &tokenizer, Some(&template), &options)
+            .unwrap_err()
+            .to_string();
+        let expect = "turn 1: the prompt before this turn is not how the text with it begins; at byte 55 the one has \"|im_start|>assistant\\n\", the other";
+        assert!(error.contains(expect), "{error}");
+    }
+}
+
+#[test]
 fn tool_calls_are_trained_and_tool_results_are_not() {
     let tokenizer = tokenizer();
     let template = template("tools.jinja", &tokenizer);

@@ -32,7 +32,7 @@ fn windows(plan: &BatchPlan, data: &Dataset, epoch: u64) -> Vec<Window> {
         .collect()
 }
 
-fn mixed_lengths() -> impl Iterator<Item = usize> {
+fn mixed_lengths() -> impl Iterator<Item = usize> + Clone {
     (0..90usize).map(|index| 1 + (index * index * 37) % 170)
 }
 
@@ -90,7 +90,8 @@ fn content(window: &Window) -> BTreeMap<usize, Vec<(i32, i32, u32)>> {
 
 #[test]
 fn the_same_windows_however_they_are_cut() {
-    let (_file, data) = data(mixed_lengths(), 256);
+    // More rows than one stretch of sorting holds.
+    let (_file, data) = data(mixed_lengths().cycle().take(700), 256);
     let plan = |batch_size, accumulation| {
         let options = PlanOptions {
             batch_size,
@@ -171,6 +172,40 @@ fn without_shuffling_every_epoch_is_the_first_and_begins_with_a_fair_sample() {
         .map(|window| window.micro_batches[0].length)
         .collect();
     assert!(!lengths.is_sorted(), "{lengths:?}");
+}
+
+#[test]
+fn rows_of_like_length_meet() {
+    let (_file, data) = data(mixed_lengths().cycle().take(600), 256);
+    let options = PlanOptions {
+        max_seq_length: 256,
+        ..PlanOptions::default()
+    };
+    let plan = BatchPlan::new(&data, &options).unwrap();
+    let steps: Vec<usize> = data.examples().iter().map(|example| example.n_tokens - 1).collect();
+    let used: usize = steps.iter().sum();
+    let in_file_order: usize = steps
+        .chunks(4)
+        .map(|rows| {
+            4 * plan
+                .ladder()
+                .rungs()
+                .iter()
+                .find(|rung| **rung >= *rows.iter().max().unwrap())
+                .unwrap()
+        })
+        .sum();
+    let unsorted = 1.0 - used as f64 / in_file_order as f64;
+    let sorted = plan.summary().padding_fraction;
+    // What is left is the distance to the next rung.
+    assert!(sorted < 0.6 * unsorted, "{sorted} sorted, {unsorted} not");
+    let batches = windows(&plan, &data, 0);
+    let padding: f64 = batches
+        .iter()
+        .flat_map(|window| &window.micro_batches)
+        .map(Batch::padding_fraction)
+        .sum();
+    assert!((padding / batches.len() as f64 - sorted).abs() < 0.1);
 }
 
 #[test]

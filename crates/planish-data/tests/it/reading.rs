@@ -468,17 +468,18 @@ fn duplicates_and_leaks_are_found_by_their_tokens() {
 #[test]
 fn a_chat_without_a_template_is_refused_once() {
     let file = rows(&vec![chat(&[("user", "Hi"), ("assistant", "a")]); 50]);
-    let error = Dataset::load(&file.path, &tokenizer(), None, &DataOptions::default()).unwrap_err();
-    assert!(
-        matches!(
-            &error,
-            Error::NoTemplate {
-                format: Format::Chat,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    for errors in [OnRowError::Stop, OnRowError::Skip] {
+        let options = DataOptions {
+            errors,
+            ..DataOptions::default()
+        };
+        let error = Dataset::load(&file.path, &tokenizer(), None, &options).unwrap_err();
+        let Error::Rows(rows) = &error else { panic!("{error}") };
+        assert_eq!(
+            (rows.len(), rows[0].line, rows[0].kind),
+            (1, 1, RowErrorKind::NoTemplate)
+        );
+    }
     let plain = rows(&[text("one")]);
     assert!(Dataset::load(&plain.path, &tokenizer(), None, &DataOptions::default()).is_ok());
 }
@@ -506,6 +507,8 @@ fn distrust_fields_stay_with_their_row() {
         missing_provenance: MissingProvenance::Neutral,
         ..DataOptions::default()
     };
+    let first_bare = load(&rows(&[text("bare"), row(1)]), &neutral).unwrap().1;
+    assert_eq!((first_bare.neutral_rows, first_bare.has_provenance), (1, true));
     let (data, report) = load(&missing, &neutral).unwrap();
     assert_eq!(report.neutral_rows, 1);
     assert!(data.provenance(0).is_some() && data.provenance(1).is_none());

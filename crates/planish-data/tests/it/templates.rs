@@ -198,6 +198,25 @@ fn a_stream_never_breaks_a_character_and_loses_nothing() {
     assert_eq!(stream.finish().unwrap(), "\u{fffd}");
 }
 
+/// The ids that mlx-lm's tokenizer gives for the same folder (`reference.json` beside the shared tiny model).
+#[test]
+fn golden_ids_of_mlx_lm() {
+    let shared = std::path::Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../../shared/models/tiny-llama-1m"
+    ));
+    if !shared.is_dir() {
+        println!("not run: {} is not there", shared.display());
+        return;
+    }
+    let reference = read_json(&shared.join("reference.json"));
+    let tokenizer = Tokenizer::from_dir(shared).unwrap();
+    for prompt in reference["prompts"].as_array().unwrap() {
+        let text = prompt["text"].as_str().unwrap();
+        assert_eq!(json!(tokenizer.encode_text(text).unwrap().ids), prompt["ids"], "{text}");
+    }
+}
+
 #[test]
 fn ends_of_text_come_from_all_three_files() {
     let bytes = std::fs::read(fixture("tiny/tokenizer.json")).unwrap();
