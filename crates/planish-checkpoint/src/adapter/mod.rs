@@ -8,6 +8,7 @@
 
 mod base;
 mod convert;
+mod matrix;
 mod mlx_lm;
 mod names;
 mod peft;

@@ -5,16 +5,16 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::matrix::Matrix;
 use super::names::{Leaf, PeftName, looks_like_embedding, mlx_name, peft_name, split_block, split_peft};
 use super::peft_config::PeftConfig;
 use super::validate::{self, Grid};
 use super::{
-    Adapter, AdapterReport, BaseModel, CONFIG_FILE, Fold, FoldNote, Method, PEFT_TENSOR_FILE, ReadOptions, Refusal,
-    Sidecar,
+    Adapter, AdapterReport, BaseModel, CONFIG_FILE, Fold, Method, PEFT_TENSOR_FILE, ReadOptions, Refusal, Sidecar,
 };
 use crate::error::{Error, Result};
 use crate::exact::ExactF64;
-use crate::tensors::{self, Dtype, HostTensor, TensorStore};
+use crate::tensors::{self, HostTensor, TensorStore};
 
 pub(super) fn read(dir: &Path, options: &ReadOptions<'_>) -> Result<(Adapter, AdapterReport)> {
     let config_path = dir.join(CONFIG_FILE);
@@ -76,8 +76,6 @@ struct PeftModule {
     m: Option<HostTensor>,
     is_embedding: bool,
 }
-
-struct Matrix(HostTensor);
 
 fn collect_modules(store: &TensorStore) -> Result<BTreeMap<String, PeftModule>, Refusal> {
     let mut parts = BTreeMap::<(String, Leaf), (HostTensor, bool)>::new();
@@ -440,6 +438,9 @@ fn describes(config: &Value, adapter: &Adapter, modules: &BTreeMap<String, PeftM
     !grew && config.use_dora == is_dora && modules.iter().all(|(name, module)| fits(name, module))
 }
 
+/// The PEFT whose configuration is written; newer ones read it.
+const PEFT_VERSION: &str = "0.21.2";
+
 fn new_config(adapter: &Adapter, modules: &BTreeMap<String, PeftModule>) -> Value {
     let (r, alpha) = (most_common_rank(modules), adapter.alpha());
     let default_alpha = if r == adapter.rank {
@@ -478,7 +479,7 @@ fn new_config(adapter: &Adapter, modules: &BTreeMap<String, PeftModule>) -> Valu
         "lora_dropout": adapter.dropout,
         "modules_to_save": null,
         "peft_type": "LORA",
-        "peft_version": "0.21.2",
+        "peft_version": PEFT_VERSION,
         "r": r,
         "rank_pattern": rank_pattern,
         "revision": base.revision,
@@ -570,81 +571,5 @@ impl PeftModule {
         if let Some(m) = self.m {
             tensors.insert(mlx_name(name, Leaf::Magnitude), m);
         }
-    }
-}
-
-impl Matrix {
-    /// The transpose of a tensor with two axes.
-    fn transposed(tensor: &HostTensor) -> Option<Self> {
-        let [rows, columns] = *tensor.shape.as_slice() else {
-            return None;
-        };
-        let size = tensor.dtype.size();
-        let mut bytes = Vec::with_capacity(tensor.bytes.len());
-        for column in 0..columns {
-            for row in 0..rows {
-                let at = (row * columns + column) * size;
-                bytes.extend_from_slice(&tensor.bytes[at..at + size]);
-            }
-        }
-        Some(Self(HostTensor {
-            dtype: tensor.dtype,
-            shape: vec![columns, rows],
-            bytes,
-        }))
-    }
-
-    fn transpose(&self) -> HostTensor {
-        Self::transposed(&self.0).map_or_else(|| self.0.clone(), |matrix| matrix.0)
-    }
-
-    fn rows(&self) -> usize {
-        self.0.shape[0]
-    }
-
-    fn columns(&self) -> usize {
-        self.0.shape[1]
-    }
-
-    /// Cut or filled with zeros at the end of both axes.
-    fn resized(&self, rows: usize, columns: usize) -> Self {
-        let size = self.0.dtype.size();
-        let mut resized = HostTensor::zeros(self.0.dtype, &[rows, columns]);
-        let kept = self.columns().min(columns) * size;
-        for row in 0..rows.min(self.rows()) {
-            let (from, to) = (row * self.columns() * size, row * columns * size);
-            resized.bytes[to..to + kept].copy_from_slice(&self.0.bytes[from..from + kept]);
-        }
-        Self(resized)
-    }
-
-    /// Multiplies every element, rounding once; notes whether that was exact.
-    fn fold(&mut self, factor: f64, report: &mut AdapterReport, module: &str) {
-        let Ok(values) = self.0.to_f32() else { return };
-        let products: Vec<f32> = values
-            .iter()
-            .map(|v| round_to(self.0.dtype, f64::from(*v) * factor))
-            .collect();
-        let exact = values
-            .iter()
-            .zip(&products)
-            .all(|(v, p)| f64::from(*p) == f64::from(*v) * factor);
-        if let Ok(folded) = HostTensor::from_f32_as(self.0.dtype, &self.0.shape, &products) {
-            self.0 = folded;
-        }
-        report.folded.push(FoldNote {
-            module: module.to_string(),
-            factor,
-            exact,
-        });
-    }
-}
-
-/// Rounds a double to the element type directly, so that no double rounding happens on the way.
-fn round_to(dtype: Dtype, value: f64) -> f32 {
-    match dtype {
-        Dtype::F16 => half::f16::from_f64(value).to_f32(),
-        Dtype::BF16 => half::bf16::from_f64(value).to_f32(),
-        _ => value as f32,
     }
 }

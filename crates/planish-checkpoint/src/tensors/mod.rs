@@ -4,7 +4,7 @@
 //! before it hands out a byte: bounds, overlaps, sizes, element types, and, for shards, that index and files agree.
 //! [`TensorStore::check`] then compares the content with what a model needs and returns a [`LoadReport`].
 //!
-//! [`write`] and the streaming [`TensorFileWriter`] and [`ShardWriter`] turn equal tensors into equal bytes.
+//! [`write()`] and the streaming [`TensorFileWriter`] and [`ShardWriter`] turn equal tensors into equal bytes.
 
 mod dtype;
 mod header;
