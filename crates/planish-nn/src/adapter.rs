@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use planish_checkpoint::adapter::{Adapter, Method};
 use planish_checkpoint::tensors::{Dtype as FileDtype, HostTensor};
 use planish_core::suggest;
 use planish_mlx::{Array, Dtype, host};
@@ -12,6 +13,18 @@ use crate::weights::from_view;
 use crate::{Error, Linear, Model, Result};
 
 impl Model {
+    /// Lays a stored adapter over the model and returns what it changed: low-rank tensors are attached (module paths), whole
+    /// weights ([`Method::Full`]) take the place of the model's own (tensor names).
+    ///
+    /// # Errors
+    /// As [`attach_tensors`](Self::attach_tensors). The model is unchanged then.
+    pub fn attach_adapter(&mut self, adapter: &Adapter) -> Result<Vec<String>> {
+        match adapter.method {
+            Method::Full => self.replace_weights(&adapter.tensors),
+            Method::Lora | Method::Dora => self.attach_tensors(&adapter.tensors, adapter.scale, adapter.dropout as f32),
+        }
+    }
+
     /// Attaches stored adapter tensors in mlx-lm's layout (`<path>.lora_a`, `.lora_b`, and `.m` for DoRA) with one final
     /// multiplier, and returns the adapted paths. Every tensor must be used.
     ///
@@ -54,6 +67,31 @@ impl Model {
             .into_iter()
             .map(|(name, array)| Ok((name, to_host(&array)?)))
             .collect()
+    }
+
+    /// Puts stored weights in the place of the model's own, in the model's dtype.
+    fn replace_weights(&mut self, tensors: &BTreeMap<String, HostTensor>) -> Result<Vec<String>> {
+        let own: BTreeMap<String, Array> = self.decoder.collect(Trainable::Weights).into_iter().collect();
+        let mut replacements = BTreeMap::new();
+        for (name, tensor) in tensors {
+            let Some(array) = own.get(name) else {
+                let nearest = suggest::nearest(name, own.keys().map(String::as_str)).map(str::to_owned);
+                return Err(Error::UnknownAdapterModule {
+                    tensor: name.clone(),
+                    nearest,
+                });
+            };
+            let shape: Vec<usize> = array.shape().iter().map(|&dim| dim as usize).collect();
+            replacements.insert(name.as_str(), from_host(name, tensor, &shape)?.as_dtype(self.dtype())?);
+        }
+        self.decoder.visit("", &mut |name, role, array| {
+            if Trainable::Weights.includes(role)
+                && let Some(replacement) = replacements.get(name)
+            {
+                *array = replacement.clone();
+            }
+        });
+        Ok(tensors.keys().cloned().collect())
     }
 
     /// The paths that the tensors speak of; each must be a linear layer of this model.

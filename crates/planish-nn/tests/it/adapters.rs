@@ -1,5 +1,6 @@
 //! Adapters: fresh, stored, and their names.
 
+use planish_checkpoint::adapter::{Adapter, Method};
 use planish_checkpoint::tensors::HostTensor;
 use planish_core::target_modules::{Blocks, PerModule, TargetModules};
 use planish_mlx::host;
@@ -132,6 +133,36 @@ fn stored_tensors_give_the_same_logits() {
         assert_eq!(expect, logits(&model, &[&TEXT]), "{method:?}");
         assert_eq!(model.adapter_tensors().unwrap(), tensors);
     }
+}
+
+#[test]
+fn stored_whole_weights_take_the_place_of_the_models_own() {
+    let mut trained = small_random();
+    trained.train(Trainable::Weights).unwrap();
+    let mut adapter = Adapter::new(Method::Full, 0, 1.0, 0.0);
+    for (name, array) in trained.trainables() {
+        let array = array.add(planish_mlx::Array::from_f32(0.01)).unwrap();
+        let shape: Vec<usize> = array.shape().iter().map(|&dim| dim as usize).collect();
+        adapter
+            .tensors
+            .insert(name, HostTensor::from_f32(&shape, &host::to_f32_vec(&array).unwrap()));
+    }
+    let arrays: Vec<_> = trained.trainables().into_iter().collect();
+    let moved: Vec<_> = arrays
+        .iter()
+        .map(|(_, a)| a.add(planish_mlx::Array::from_f32(0.01)).unwrap())
+        .collect();
+    trained.set_trainables(&moved).unwrap();
+    let mut model = small_random();
+    assert_ne!(logits(&trained, &[&TEXT]), logits(&model, &[&TEXT]));
+    model.attach_adapter(&adapter).unwrap();
+    assert_eq!(logits(&trained, &[&TEXT]), logits(&model, &[&TEXT]));
+
+    adapter
+        .tensors
+        .insert("model.nrm.weight".into(), HostTensor::from_f32(&[1], &[0.0]));
+    let error = model.attach_adapter(&adapter).unwrap_err();
+    assert!(error.to_string().contains("model.norm.weight"), "{error}");
 }
 
 #[test]
