@@ -103,6 +103,17 @@ mod tests {
         assert_eq!(first, [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48]);
     }
 
+    #[test]
+    fn thinning_takes_out_the_rung_that_costs_least() {
+        let lengths: Vec<usize> = std::iter::repeat_n(30, 100).chain([60, 200]).collect();
+        let thin = Ladder::new(256, Rungs::Fine).thin(&lengths, 2).unwrap();
+        assert_eq!(
+            thin.rungs(),
+            [32, 256],
+            "one batch of 60 in 256 pads less than a hundred of 30 in 64"
+        );
+    }
+
     proptest! {
         #[test]
         fn prop_every_length_fits_tightly(max in 1usize..40_000, share in 0.0f64..=1.0) {

@@ -24,23 +24,31 @@ pub(crate) fn dumps(value: &Value, style: &JsonStyle) -> Result<String, Error> {
 }
 
 /// A value as `str(value)` gives it: text as it is, everything else as `repr`.
-pub(crate) fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> Result<String, Error> {
     match value.as_str() {
-        Some(text) => text.to_string(),
-        None => repr(value),
+        Some(text) => Ok(text.to_string()),
+        None => repr(value, 0),
     }
 }
 
+/// Levels of lists and maps that are written; templates can nest without end, and the stack cannot.
+const MAX_DEPTH: usize = 200;
+
 /// A value as `repr(value)` gives it.
-pub(crate) fn repr(value: &Value) -> String {
-    match value.kind() {
+fn repr(value: &Value, depth: usize) -> Result<String, Error> {
+    check_depth(depth)?;
+    let inner = |value: &Value| repr(value, depth + 1);
+    Ok(match value.kind() {
         ValueKind::Undefined => String::new(),
         ValueKind::None => "None".into(),
         ValueKind::Bool => if value.is_true() { "True" } else { "False" }.into(),
         ValueKind::Number => number(value),
         ValueKind::String => quoted(value.as_str().unwrap_or_default()),
         ValueKind::Seq => {
-            let items: Vec<_> = value.try_iter().into_iter().flatten().map(|item| repr(&item)).collect();
+            let items = value
+                .try_iter()?
+                .map(|item| inner(&item))
+                .collect::<Result<Vec<_>, _>>()?;
             match (value.is_tuple(), items.len()) {
                 (true, 1) => format!("({},)", items[0]),
                 (true, _) => format!("({})", items.join(", ")),
@@ -48,16 +56,25 @@ pub(crate) fn repr(value: &Value) -> String {
             }
         }
         ValueKind::Map => {
-            let items: Vec<_> = pairs(value)
-                .map(|(key, item)| format!("{}: {}", repr(&key), repr(&item)))
-                .collect();
+            let items = pairs(value)
+                .map(|(key, item)| Ok(format!("{}: {}", inner(&key)?, inner(&item)?)))
+                .collect::<Result<Vec<_>, Error>>()?;
             format!("{{{}}}", items.join(", "))
         }
         _ => value.to_string(),
+    })
+}
+
+fn check_depth(depth: usize) -> Result<(), Error> {
+    if depth > MAX_DEPTH {
+        let message = format!("a value is nested more than {MAX_DEPTH} deep");
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
     }
+    Ok(())
 }
 
 fn write_json(out: &mut String, value: &Value, style: &JsonStyle, depth: usize) -> Result<(), Error> {
+    check_depth(depth)?;
     match value.kind() {
         ValueKind::None => out.push_str("null"),
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -77,7 +94,7 @@ fn write_json(out: &mut String, value: &Value, style: &JsonStyle, depth: usize) 
             let colon = style.separators.as_ref().map_or(": ", |(_, colon)| colon);
             write_items(out, items.len(), ('{', '}'), style, depth, |out, index| {
                 let (key, item) = &items[index];
-                out.push_str(&json_string(&text(key), style));
+                out.push_str(&json_string(&text(key)?, style));
                 out.push_str(colon);
                 write_json(out, item, style, depth + 1)
             })?;
@@ -256,7 +273,7 @@ mod tests {
             (json!({"k": [true, null]}), "{'k': [True, None]}"),
             (json!("plain"), "plain"),
         ] {
-            assert_eq!(text(&value(json)), expect);
+            assert_eq!(text(&value(json)).unwrap(), expect);
         }
     }
 }

@@ -242,7 +242,7 @@ fn environment(now: i64) -> std::result::Result<Environment<'static>, minijinja:
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_formatter(|out, _, value| out.write_str(&python::text(value)).map_err(minijinja::Error::from));
+    environment.set_formatter(|out, _, value| Ok(out.write_str(&python::text(value)?)?));
     environment.add_test("iterable", is_iterable);
     environment.add_filter("tojson", to_json);
     environment.add_filter("string", |value: Value| python::text(&value));

@@ -307,6 +307,13 @@ mod tests {
     }
 
     #[test]
+    fn of_words_that_begin_together_the_longest_matches() {
+        let words = whole_words(["press", "press release"].into_iter());
+        assert_eq!(words.find("a press  release of").unwrap().as_str(), "press  release");
+        assert_eq!(words.find("press releases").unwrap().as_str(), "press");
+    }
+
+    #[test]
     fn words_match_whole_longest_and_in_their_case() {
         let base = of("").0;
         for (text, institution) in [

@@ -66,3 +66,99 @@ fn templates_of_the_corpus_give_text_or_an_error() {
         }
     }
 }
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A good file with a few bytes changed, doubled or cut: near enough to pass the first checks.
+    fn damaged() -> impl Strategy<Value = Vec<u8>> {
+        let good = r#"{"messages": [{"role": "user", "content": "a é🙂"}, {"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": {"x": [1e5, "\ud83d\ude00"]}}}]}], "auth_weight": 0.5, "prov_entropy": 1.0}
+{"text": "plain", "evidence": [{"kind": "patent", "count": 2}]}
+"#;
+        let change = (
+            0..good.len(),
+            prop_oneof![
+                any::<u8>().boxed(),
+                prop::sample::select(b"{}[]\",:\\ue0n".to_vec()).boxed()
+            ],
+        );
+        (prop::collection::vec(change, 0..6), 0..good.len()).prop_map(move |(changes, cut)| {
+            let mut bytes = good.as_bytes().to_vec();
+            for (at, byte) in changes {
+                bytes[at] = byte;
+            }
+            bytes.rotate_left(cut * usize::from(cut % 3 == 0));
+            bytes
+        })
+    }
+
+    fn jinja() -> impl Strategy<Value = String> {
+        let piece = prop::sample::select(vec![
+            "{{",
+            "}}",
+            "{%",
+            "%}",
+            "{#",
+            "#}",
+            " messages",
+            "[",
+            "0",
+            "-1",
+            "]",
+            ".content",
+            " | tojson",
+            "(indent=",
+            "3",
+            ")",
+            " for m in messages",
+            " endfor",
+            " if m",
+            " endif",
+            " set x = ",
+            " 'a'",
+            " + ",
+            " ~ ",
+            " * ",
+            "9999",
+            " strftime_now('%Y')",
+            " raise_exception('e')",
+            " generation ",
+            " endgeneration ",
+            "\n",
+            "é",
+            " is iterable",
+            ".split('a')",
+            "[::-1]",
+            " namespace(a=1)",
+        ]);
+        prop::collection::vec(piece, 0..25).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn prop_damaged_files_are_data_or_an_error(bytes in damaged()) {
+            let tokenizer = tokenizer();
+            let template = chatml(&tokenizer);
+            let file = file(bytes);
+            for errors in [OnRowError::Stop, OnRowError::Skip] {
+                let options = DataOptions { errors, max_seq_length: 12, ..DataOptions::default() };
+                if let Ok((data, report)) = Dataset::load(&file.path, &tokenizer, Some(&template), &options) {
+                    prop_assert!(report.targets > 0 && !data.is_empty());
+                }
+            }
+        }
+
+        #[test]
+        fn prop_any_template_gives_text_or_an_error(source in jinja()) {
+            let tokenizer = tokenizer();
+            if let Ok(template) = ChatTemplate::from_source(&source, "x", &tokenizer, &TemplateOptions::default()) {
+                let messages = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
+                let _ = template.render(&messages, None, true);
+            }
+        }
+    }
+}

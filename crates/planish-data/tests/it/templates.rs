@@ -80,6 +80,12 @@ fn err_names_the_line_of_the_template() {
         line(endless),
         (1, "the template takes too much work: does it end?".into())
     );
+    for print in ["ns.a", "ns.a | tojson", "ns.a | string", "{'k': ns.a}"] {
+        let nested = format!(
+            "{{% set ns = namespace(a=[]) %}}{{% for i in range(2000) %}}{{% set ns.a = [ns.a] %}}{{% endfor %}}\n{{{{ {print} }}}}"
+        );
+        assert_eq!(line(&nested).1, "a value is nested more than 200 deep");
+    }
     let shown = compile("{{ raise_exception('x') }}")
         .unwrap()
         .render(&json!([]), None, true)
