@@ -64,7 +64,7 @@ pub enum Error {
         lines: Vec<usize>,
     },
     /// Rows of one split are also in another, and the run is strict.
-    #[error("{overlapping} rows of {} are also in {} (lines {a} and {b}, for one). Fix: remove them, or leave out --strict", left.display(), right.display(), a = .first.0, b = .first.1)]
+    #[error("{overlapping} rows of {} are also in {} (lines {a} and {b}, for one). Fix: remove them, or set data.strict = false", left.display(), right.display(), a = .first.0, b = .first.1)]
     Leak {
         /// The split in which they were seen first.
         left: PathBuf,

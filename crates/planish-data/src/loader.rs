@@ -284,7 +284,7 @@ impl<'a> Loader<'a> {
                         "scoring is {:?} here and {scoring:?} in line {at}: their entropies have different scales",
                         provenance.scoring
                     ),
-                    "score all rows in one way, or give --allow-mixed-scoring",
+                    "score all rows in one way, or set data.allow_mixed_scoring = true",
                 ));
             }
             if !first.scoring.iter().any(|(scoring, _)| *scoring == provenance.scoring) {

@@ -153,7 +153,7 @@ impl Masker<'_> {
             return Err(Fault::new(
                 RowErrorKind::NoTemplate,
                 "this row needs a chat template, and the model has none",
-                "give --chat-template FILE, or use rows with \"text\"",
+                "name a template file in data.chat_template, or use rows with \"text\"",
             ));
         };
         let messages: Vec<Value> = chat
@@ -284,7 +284,7 @@ impl Rendering<'_> {
                 ("the prompt before this turn", &prompt),
                 ("the text with it", full),
             );
-            let fix = "give a template whose generation prompt begins its assistant turns with --chat-template FILE";
+            let fix = "name a file in data.chat_template whose generation prompt begins its assistant turns";
             return Err(Fault::new(RowErrorKind::PrefixViolation, message, fix));
         }
         if let Some(whole) = whole.filter(|whole| !whole.starts_with(full)) {
@@ -462,7 +462,7 @@ fn template_fault(error: Error) -> Fault {
     Fault::new(
         RowErrorKind::Template,
         format!("the chat template refused the row: {error}"),
-        "change the row to what the template expects, or give another with --chat-template FILE",
+        "change the row to what the template expects, or name another file in data.chat_template",
     )
 }
 

@@ -188,3 +188,35 @@ impl SourceMix {
         mix
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_cover_text_that_no_token_stands_for() {
+        // A tokenizer that drops blanks: " a b ", then two tokens of one character.
+        let sample = Sample {
+            text: " a b 🙂 ".into(),
+            ids: vec![0; 4],
+            ranges: vec![1..2, 3..4, 5..9, 5..9],
+            trained: vec![false, true, true, false],
+            ..Sample::default()
+        };
+        let kinds = |n_kept| -> Vec<(Range<usize>, ShownKind)> {
+            spans(&sample, n_kept)
+                .into_iter()
+                .map(|span| (span.bytes, span.kind))
+                .collect()
+        };
+        assert_eq!(kinds(4), [(0..3, ShownKind::Context), (3..10, ShownKind::Trained)]);
+        assert_eq!(
+            kinds(2),
+            [
+                (0..3, ShownKind::Context),
+                (3..5, ShownKind::Trained),
+                (5..10, ShownKind::BeyondLimit)
+            ]
+        );
+    }
+}
