@@ -92,7 +92,7 @@ pub enum Error {
     },
 
     /// Nothing to run the model on.
-    #[error("the prompt is empty: generation needs at least one token")]
+    #[error("no tokens: a model needs at least one")]
     EmptyPrompt,
 
     /// Rows of different lengths where one array is wanted.

@@ -56,15 +56,17 @@ pub struct Model {
 impl Model {
     /// Reads a Hugging Face folder: `config.json` and safetensors files, whose tensors must be exactly those of the model.
     ///
+    /// Two kinds of tensors may stand in a file without need, and are reported as ignored: the angles of the rotation,
+    /// which follow from the configuration, and the head of a tied model where it repeats the embedding byte for byte.
+    ///
     /// # Errors
     /// [`Error::Config`] for the configuration; [`Error::Checkpoint`] for files that are damaged, for missing, unexpected or
     /// mis-shaped tensors (all named), for NaN or infinite weights; [`Error::ComputeDtype`].
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<(Self, LoadReport)> {
         let config = ModelConfig::from_file(&dir.join("config.json"))?;
         let store = TensorStore::open(dir)?;
-        let report = store
-            .check(&config.expected_tensors(), &options.rules)
-            .into_result(dir)?;
+        let rules = with_redundant_tensors(&options.rules, &config, &store);
+        let report = store.check(&config.expected_tensors(), &rules).into_result(dir)?;
         let dtype = match options.dtype {
             Some(dtype) => dtype,
             None => default_dtype(&store)?,
@@ -76,8 +78,14 @@ impl Model {
     /// A model of random weights, a function of `seed`: for benchmarks and tests only.
     ///
     /// # Errors
-    /// [`Error::ComputeDtype`]; [`Error::Mlx`].
+    /// [`Error::ComputeDtype`]; [`Error::Quantized`] for a configuration with quantised weights; [`Error::Mlx`].
     pub fn random(config: &ModelConfig, dtype: Dtype, seed: u64) -> Result<Self> {
+        if config.quantization.is_some() {
+            return Err(Error::Quantized {
+                path: "the configured model".to_owned(),
+                operation: "a random model",
+            });
+        }
         Self::build(config, dtype, &mut Weights::random(config, dtype, seed))
     }
 
@@ -108,9 +116,12 @@ impl Model {
     /// Token ids as i32 `[b, s]`, each checked against the vocabulary.
     ///
     /// # Errors
-    /// [`Error::TokenOutOfRange`]; [`Error::RaggedRows`].
+    /// [`Error::EmptyPrompt`]; [`Error::TokenOutOfRange`]; [`Error::RaggedRows`].
     pub fn token_array(&self, rows: &[&[u32]]) -> Result<Array> {
         let length = rows.first().map_or(0, |row| row.len());
+        if length == 0 {
+            return Err(Error::EmptyPrompt);
+        }
         let mut ids = Vec::with_capacity(rows.len() * length);
         for (row_idx, row) in rows.iter().enumerate() {
             if row.len() != length {
@@ -315,6 +326,20 @@ impl Model {
             self.order[walk_position] = rank;
         }
     }
+}
+
+/// `rules`, and what a file may repeat although the model has it from elsewhere.
+fn with_redundant_tensors(rules: &LoadRules, config: &ModelConfig, store: &TensorStore) -> LoadRules {
+    let mut rules = rules.clone();
+    rules.allow_unexpected.push("*.rotary_emb.inv_freq".to_owned());
+    let head = store.get("lm_head.weight").map(|view| (view.dtype, view.bytes));
+    let embedding = store
+        .get("model.embed_tokens.weight")
+        .map(|view| (view.dtype, view.bytes));
+    if config.tie_word_embeddings && head.is_some() && head == embedding {
+        rules.allow_unexpected.push("lm_head.weight".to_owned());
+    }
+    rules
 }
 
 /// f32 on the CPU; on a GPU what the embedding is stored in.

@@ -106,6 +106,15 @@ fn err_prompt_that_cannot_be_run() {
         sampling: Sampling::default(),
     };
     assert!(matches!(generate(&model, &[], &options), Err(Error::EmptyPrompt)));
+    assert!(matches!(model.token_array(&[&[]]), Err(Error::EmptyPrompt)));
+    assert!(matches!(
+        model.token_array(&[&[1, 2], &[1]]),
+        Err(Error::RaggedRows {
+            row: 1,
+            expected: 2,
+            found: 1
+        })
+    ));
     let result = generate(&model, &[1, 50], &options);
     assert!(matches!(
         result,

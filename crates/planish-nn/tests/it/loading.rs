@@ -56,6 +56,24 @@ fn err_names_the_missing_unexpected_misshaped_and_nan_tensor() {
 }
 
 #[test]
+fn redundant_tensors_are_ignored_and_reported() {
+    let angles = "model.layers.0.self_attn.rotary_emb.inv_freq";
+    let dir = altered(|weights| {
+        weights.insert("lm_head.weight".into(), weights["model.embed_tokens.weight"].clone());
+        weights.insert(angles.into(), HostTensor::from_f32(&[4], &[1.0; 4]));
+    });
+    let (_, report) = Model::load(dir.path(), &LoadOptions::default()).unwrap();
+    assert_eq!(report.ignored.count, 2);
+
+    let text = message(|weights| {
+        let mut head = weights["model.embed_tokens.weight"].clone();
+        head.bytes[0] ^= 1;
+        weights.insert("lm_head.weight".into(), head);
+    });
+    assert!(text.contains("unexpected") && text.contains("lm_head.weight"), "{text}");
+}
+
+#[test]
 fn every_tensor_changes_the_logits() {
     let tokens: [u32; 6] = [3, 14, 15, 9, 26, 5];
     let before = logits(&load(altered(|_| ()).path()).unwrap(), &[&tokens]);
