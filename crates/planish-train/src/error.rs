@@ -80,6 +80,13 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// The tensors of a checkpoint are not those that are trained now.
+    #[error("checkpoint: {reason}; resume with the settings that the run was started with")]
+    CheckpointTensors {
+        /// The tensor and what is wrong with it.
+        reason: String,
+    },
+
     /// Saved optimizer state does not belong to the parameters it should continue.
     #[error("optimizer state: {reason}")]
     OptimizerState {

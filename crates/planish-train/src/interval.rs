@@ -1,6 +1,6 @@
 //! Figures collected between two reports.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use planish_data::Window;
@@ -21,7 +21,6 @@ pub(crate) struct Interval {
     pub(crate) skipped_steps: u64,
     shapes: BTreeSet<(usize, usize)>,
     started: Instant,
-    total_steps: usize,
     sums: Sums,
 }
 
@@ -52,7 +51,7 @@ struct DistrustSums {
 }
 
 impl Interval {
-    pub(crate) fn start(total_steps: usize) -> Self {
+    pub(crate) fn start() -> Self {
         Self {
             tokens: 0,
             tokens_total: 0,
@@ -60,7 +59,6 @@ impl Interval {
             skipped_steps: 0,
             shapes: BTreeSet::new(),
             started: Instant::now(),
-            total_steps,
             sums: Sums::default(),
         }
     }
@@ -142,6 +140,88 @@ impl Interval {
             shapes_seen: self.shapes.len(),
             skipped_steps: self.skipped_steps,
         })
+    }
+}
+
+/// What a checkpoint keeps of an interval that is not over, by name.
+impl Interval {
+    pub(crate) fn unfinished(&self) -> BTreeMap<String, Vec<f64>> {
+        let s = &self.sums;
+        let mut kept = BTreeMap::from([
+            (
+                "interval".to_owned(),
+                vec![
+                    s.steps as f64,
+                    s.clipped as f64,
+                    s.nll,
+                    s.weighted,
+                    s.means,
+                    s.tokens as f64,
+                    s.used as f64,
+                    s.positions as f64,
+                    s.last_lr,
+                    s.last_norm,
+                    f64::from(u8::from(s.weights_change_it)),
+                ],
+            ),
+            (
+                "shapes".to_owned(),
+                self.shapes.iter().flat_map(|&(r, l)| [r as f64, l as f64]).collect(),
+            ),
+        ]);
+        if let Some(d) = &s.distrust {
+            let values = vec![d.ess, d.ess_fraction, d.weight_max, d.values, d.n_values as f64];
+            kept.insert("interval_distrust".to_owned(), values);
+        }
+        kept
+    }
+
+    /// Puts [`unfinished`](Self::unfinished) back. Seconds start anew: they are not part of what must be equal.
+    pub(crate) fn resume_from(&mut self, kept: &BTreeMap<String, Vec<f64>>) {
+        let of = |name: &str| kept.get(name).map_or(&[][..], Vec::as_slice);
+        if let &[
+            steps,
+            clipped,
+            nll,
+            weighted,
+            means,
+            tokens,
+            used,
+            positions,
+            last_lr,
+            last_norm,
+            changes,
+        ] = of("interval")
+        {
+            self.sums = Sums {
+                steps: steps as usize,
+                clipped: clipped as usize,
+                nll,
+                weighted,
+                means,
+                tokens: tokens as usize,
+                used: used as usize,
+                positions: positions as usize,
+                last_lr,
+                last_norm,
+                weights_change_it: changes != 0.0,
+                ..Sums::default()
+            };
+        }
+        if let &[ess, ess_fraction, weight_max, values, n_values] = of("interval_distrust") {
+            let n_values = n_values as usize;
+            self.sums.distrust = Some(DistrustSums {
+                ess,
+                ess_fraction,
+                weight_max,
+                values,
+                n_values,
+            });
+        }
+        self.shapes = of("shapes")
+            .chunks_exact(2)
+            .map(|s| (s[0] as usize, s[1] as usize))
+            .collect();
     }
 }
 

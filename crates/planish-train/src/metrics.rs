@@ -82,10 +82,10 @@ impl Record {
         record
     }
 
-    /// The line of a saved state.
-    pub fn of_save(report: &SaveReport, path_in_run: &str) -> Self {
+    /// The line of something saved; `path` is relative to the output folder.
+    pub fn of_save(report: &SaveReport, path: &str) -> Self {
         let mut record = Self::new("save", report.position);
-        record.value("path", path_in_run.into());
+        record.value("path", path.into());
         record.value("sha256", report.sha256.as_str().into());
         record.number("seconds", report.seconds);
         record
@@ -208,36 +208,45 @@ pub struct MetricsWriter {
 }
 
 impl MetricsWriter {
-    /// Starts the file anew.
+    /// Opens the file to append to it, or makes it.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn create(path: &Path) -> Result<Self> {
-        Self::open_at(path, 0)
-    }
-
-    /// Opens the file and cuts it to `offset` bytes, so that steps after a checkpoint are not written twice.
-    ///
-    /// # Errors
-    /// [`Error::Io`]; also when the file is shorter than `offset`.
-    pub fn open_at(path: &Path, offset: u64) -> Result<Self> {
+    pub fn open(path: &Path) -> Result<Self> {
         let io = |source| Error::Io {
             path: path.to_owned(),
             action: "open",
             source,
         };
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
-        let length = file.metadata().map_err(io)?.len();
-        if length < offset {
-            let reason = format!("it has {length} bytes, and the checkpoint was written after {offset}");
-            return Err(io(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, reason)));
-        }
-        file.set_len(offset).map_err(io)?;
+        let offset = file.metadata().map_err(io)?.len();
         Ok(Self {
             file,
             path: path.to_owned(),
             offset,
         })
+    }
+
+    /// Cuts the file to `offset` bytes, so that steps after a checkpoint are not written twice.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; also when the file is shorter than `offset`.
+    pub fn cut(&mut self, offset: u64) -> Result<()> {
+        let io = |source| Error::Io {
+            path: self.path.clone(),
+            action: "cut",
+            source,
+        };
+        if self.offset < offset {
+            let reason = format!(
+                "it has {} bytes, and the checkpoint was written after {offset}",
+                self.offset
+            );
+            return Err(io(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, reason)));
+        }
+        self.file.set_len(offset).map_err(io)?;
+        self.offset = offset;
+        Ok(())
     }
 
     /// Appends one line.
@@ -303,7 +312,7 @@ mod tests {
     fn non_finite_numbers_are_null_and_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        let mut writer = MetricsWriter::create(&path).unwrap();
+        let mut writer = MetricsWriter::open(&path).unwrap();
         writer.write(&report(1, f64::NAN)).unwrap();
         writer.write(&report(2, 1.5)).unwrap();
         let lines = lines(&path);
@@ -317,17 +326,18 @@ mod tests {
     fn reopening_cuts_what_came_after_the_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        let mut writer = MetricsWriter::create(&path).unwrap();
+        let mut writer = MetricsWriter::open(&path).unwrap();
         writer.write(&report(1, 1.0)).unwrap();
         let offset = writer.offset();
         writer.write(&report(2, 2.0)).unwrap();
         drop(writer);
-        let mut writer = MetricsWriter::open_at(&path, offset).unwrap();
+        let mut writer = MetricsWriter::open(&path).unwrap();
+        writer.cut(offset).unwrap();
         writer.write(&report(2, 3.0)).unwrap();
         let lines = lines(&path);
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[1]["loss"], 3.0);
-        let refused = MetricsWriter::open_at(&path, 1 << 20).unwrap_err();
+        let refused = writer.cut(1 << 20).unwrap_err();
         assert!(refused.to_string().contains("metrics.jsonl"), "{refused}");
     }
 }

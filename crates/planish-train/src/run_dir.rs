@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use planish_checkpoint::adapter::{Adapter, Method};
+use planish_checkpoint::run_state::{self, Checkpoint, Retention, Saved, Verify};
 use planish_checkpoint::tensors::{Dtype as FileDtype, HostTensor};
 use planish_core::target_modules::Blocks;
 use planish_core::{fs, hash};
@@ -18,31 +19,52 @@ use crate::options::Tuning;
 use crate::recipes::sft::rank_and_scale;
 use crate::{Error, Result};
 
-/// Writes everything a run leaves behind.
+/// Writes everything a run leaves behind; holds the lock of the folder.
 #[derive(Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
     metrics: MetricsWriter,
+    checkpoints: run_state::RunDir,
 }
 
 impl RunDir {
     /// Takes an empty folder, or makes one.
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        let io = |action| {
-            move |source| Error::Io {
-                path: path.to_owned(),
-                action,
-                source,
-            }
-        };
-        std::fs::create_dir_all(path).map_err(io("create"))?;
-        if std::fs::read_dir(path).map_err(io("read"))?.next().is_some() {
+        if holds_something(path)? {
             return Err(Error::OutNotEmpty { path: path.to_owned() });
         }
+        let checkpoints = run_state::RunDir::open(path)?;
+        Self::of(checkpoints)
+    }
+
+    /// Takes the folder of an earlier run, and its newest whole checkpoint if there is one.
+    pub(crate) fn find(path: &Path, verify: Verify) -> Result<(run_state::RunDir, run_state::Resume)> {
+        let checkpoints = run_state::RunDir::open(path)?;
+        let resume = checkpoints.resume(verify)?;
+        Ok((checkpoints, resume))
+    }
+
+    /// The folder behind a lock that is held.
+    pub(crate) fn of(checkpoints: run_state::RunDir) -> Result<Self> {
+        let path = checkpoints.root().to_owned();
+        let metrics = MetricsWriter::open(&path.join("metrics.jsonl"))?;
         Ok(Self {
-            path: path.to_owned(),
-            metrics: MetricsWriter::create(&path.join("metrics.jsonl"))?,
+            path,
+            metrics,
+            checkpoints,
         })
+    }
+
+    /// Writes a checkpoint and removes old ones.
+    pub(crate) fn save_checkpoint(&self, checkpoint: &Checkpoint, keep_last: usize) -> Result<Saved> {
+        self.metrics.sync()?;
+        Ok(self.checkpoints.save(
+            checkpoint,
+            &Retention {
+                keep_last,
+                keep_every: None,
+            },
+        )?)
     }
 
     pub(crate) fn metrics(&mut self) -> &mut MetricsWriter {
@@ -117,6 +139,25 @@ impl RunDir {
             seconds: started.elapsed().as_secs_f64(),
         })
     }
+}
+
+/// Whether a folder has anything in it besides the lock of a run that never began.
+fn holds_something(path: &Path) -> Result<bool> {
+    let io = |source| Error::Io {
+        path: path.to_owned(),
+        action: "read",
+        source,
+    };
+    let entries = match std::fs::read_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        other => other.map_err(io)?,
+    };
+    for entry in entries {
+        if entry.map_err(io)?.file_name() != "run.lock" {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The trainable tensors of a model as an adapter that can be written.

@@ -227,3 +227,160 @@ pub(crate) fn in_row_order(batch: &Batch) -> Vec<planish_data::Segment> {
     segments.sort_by_key(|segment| (segment.row, segment.start));
     segments
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use planish_data::{BatchPlan, ChatTemplate, DataOptions, Dataset, PlanOptions, TemplateOptions, Tokenizer};
+    use planish_loss::{TokenLossOptions, cross_entropy};
+    use planish_nn::{LoadOptions, LoraConfig};
+
+    use super::*;
+    use crate::optimizer::{Groups, Rule};
+
+    fn tiny() -> (Model, Dataset) {
+        let dir = Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../planish-nn/tests/fixtures/tiny-llama-1m"
+        ));
+        let (mut model, _) = Model::load(dir, &LoadOptions::default()).unwrap();
+        model
+            .attach_lora(
+                &LoraConfig {
+                    rank: 2,
+                    ..LoraConfig::default()
+                },
+                3,
+            )
+            .unwrap();
+        // B = 0 has no gradient for A; move away from it.
+        let moved: Vec<Array> = model
+            .trainables()
+            .iter()
+            .enumerate()
+            .map(|(i, (_, v))| nudged(v, i))
+            .collect();
+        model.set_trainables(&moved).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("train.jsonl");
+        let row = |q: &str, a: &str| {
+            format!(
+                r#"{{"messages": [{{"role": "user", "content": "{q}"}}, {{"role": "assistant", "content": "{a}"}}]}}"#
+            )
+        };
+        let rows = [
+            row("What?", "Tea."),
+            row("Who is there now?", "It is Emma, and Mr. Knightley with her."),
+            row("Where?", "In Bath."),
+        ];
+        std::fs::write(&file, rows.join("\n")).unwrap();
+        let tokenizer = Tokenizer::from_dir(dir).unwrap();
+        let template = ChatTemplate::from_dir(dir, &tokenizer, &TemplateOptions::default()).unwrap();
+        let options = DataOptions {
+            max_seq_length: 64,
+            ..DataOptions::default()
+        };
+        (
+            model,
+            Dataset::load(&file, &tokenizer, template.as_ref(), &options).unwrap().0,
+        )
+    }
+
+    fn nudged(value: &Array, seed: usize) -> Array {
+        let noise: Vec<f32> = (0..value.size())
+            .map(|i| ((i * 37 + seed * 11) % 17) as f32 * 0.002 - 0.016)
+            .collect();
+        value.add(Array::from_slice(&noise, value.shape())).unwrap()
+    }
+
+    /// `Σ ω·CE / N` through the ordinary full logits.
+    fn plain_objective(model: &Model, window: &Window, weight: &dyn Fn(usize) -> f64) -> Array {
+        let mut total = Array::from_f32(0.0);
+        for batch in &window.micro_batches {
+            let (ids, mask) = model_inputs(batch);
+            let shape = [batch.rows as i32, batch.length as i32];
+            let logits = model.logits(&model.hidden(&ids, &mask, None).unwrap()).unwrap();
+            let targets = Array::from_slice(&batch.targets, &shape);
+            let weights = Array::from_slice(&batch.weighted(weight), &shape);
+            let loss = cross_entropy(&logits, &targets, &TokenLossOptions::default()).unwrap();
+            total = total.add(weighted_sum(&loss.objective, &weights).unwrap()).unwrap();
+        }
+        total.divide(Array::from_f32(window.target_tokens as f32)).unwrap()
+    }
+
+    #[test]
+    fn gradient_matches_full_logits_and_finite_differences() {
+        let (mut model, data) = tiny();
+        let options = SftOptions {
+            batch_size: 2,
+            accumulation: 2,
+            max_seq_length: 64,
+            chunk_tokens: Some(5),
+            ..SftOptions::default()
+        };
+        let plan = BatchPlan::new(
+            &data,
+            &PlanOptions {
+                batch_size: 2,
+                accumulation: 2,
+                max_seq_length: 64,
+                ..PlanOptions::default()
+            },
+        )
+        .unwrap();
+        let window = plan.window(&data, 0, 0).unwrap();
+        let weight = |example: usize| [0.5, 1.25, 2.0][example];
+        let named = model.trainables();
+        let optimizer = Optimizer::new(Rule::adamw(), Groups::default(), &named).unwrap();
+        let found = window_gradients(&mut model, &optimizer, &window, &weight, &options, 0).unwrap();
+        let found = planish_mlx::host::to_f32_vec(&found.gradients.arrays()[0]).unwrap();
+
+        let start: Vec<Array> = named.iter().map(|(_, v)| v.clone()).collect();
+        let all: Vec<usize> = (0..start.len()).collect();
+        let (_, plain) = value_and_grad(
+            |values: &[Array]| {
+                model.set_trainables(values)?;
+                Ok::<_, Error>(vec![plain_objective(&model, &window, &weight)])
+            },
+            &start,
+            &all,
+        )
+        .unwrap();
+        let plain: Vec<f32> = plain
+            .iter()
+            .flat_map(|g| planish_mlx::host::to_f32_vec(g).unwrap())
+            .collect();
+        let norm = |v: &[f32]| v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let off: Vec<f32> = found.iter().zip(&plain).map(|(a, b)| a - b).collect();
+        assert!(norm(&off) <= 1e-5 * norm(&plain), "{} of {}", norm(&off), norm(&plain));
+
+        // Along the gradient itself the directional derivative is its norm.
+        let along = |sign: f64| {
+            let h = 2e-3;
+            let mut at = 0;
+            let moved: Vec<Array> = start
+                .iter()
+                .map(|value| {
+                    let own = &plain[at..at + value.size()];
+                    at += value.size();
+                    let step: Vec<f32> = own
+                        .iter()
+                        .map(|&g| (f64::from(g) * sign * h / norm(&plain)) as f32)
+                        .collect();
+                    value.add(Array::from_slice(&step, value.shape())).unwrap()
+                })
+                .collect();
+            model.clone().set_trainables(&moved).unwrap();
+            let mut other = model.clone();
+            other.set_trainables(&moved).unwrap();
+            f64::from(plain_objective(&other, &window, &weight).item_exact::<f32>())
+        };
+        let difference = (along(1.0) - along(-1.0)) / (2.0 * 2e-3);
+        assert!(
+            (difference / norm(&plain) - 1.0).abs() < 1e-2,
+            "{difference} is not {}",
+            norm(&plain)
+        );
+    }
+}

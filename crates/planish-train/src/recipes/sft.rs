@@ -1,7 +1,12 @@
 //! Supervised fine-tuning.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use planish_checkpoint::ExactF64;
+use planish_checkpoint::run_state::{
+    Best as SavedBest, Checkpoint, Counters, Environment, Position as SavedPosition, RunInputs, RunState, Verify,
+};
+use planish_core::hash;
 use planish_core::run_config::RunConfig;
 use planish_data::{BatchPlan, Cursor, Dataset, PlanOptions};
 use planish_nn::{Model, Trainable};
@@ -10,14 +15,16 @@ use serde_json::{Map, Value};
 use crate::best::Best;
 use crate::evaluate::evaluate;
 use crate::events::{
-    End, EvalReport, Event, GuardReason, GuardReport, Observer, Position, RunPlan, StepReport, StopFlag, Summary,
+    End, EvalReport, Event, GuardReason, GuardReport, Observer, Position, RunPlan, SaveReport, StepReport, StopFlag,
+    Summary,
 };
 use crate::guard::{Guard, Verdict};
 use crate::interval::Interval;
 use crate::metrics::Record;
 use crate::optimizer::Optimizer;
 use crate::options::{Length, SftOptions, Tuning};
-use crate::run_dir::RunDir;
+use crate::resume::{self, Identity, Resume, Snapshot};
+use crate::run_dir::{RunDir, adapter_of, to_host};
 use crate::schedule::{Schedule, default_warmup};
 use crate::weighting::ExampleWeights;
 use crate::window::{apply, window_gradients};
@@ -58,6 +65,8 @@ pub struct Sft<'a> {
     stop: StopFlag,
     config: Option<&'a RunConfig>,
     context: Map<String, Value>,
+    resume: Resume,
+    identity: Identity,
 }
 
 impl<'a> Sft<'a> {
@@ -71,6 +80,8 @@ impl<'a> Sft<'a> {
             stop: StopFlag::default(),
             config: None,
             context: Map::new(),
+            resume: Resume::Fresh,
+            identity: Identity::default(),
         }
     }
 
@@ -98,6 +109,18 @@ impl<'a> Sft<'a> {
         self
     }
 
+    /// Goes on from what lies in the output folder.
+    pub fn resume(mut self, resume: Resume) -> Self {
+        self.resume = resume;
+        self
+    }
+
+    /// What stands for the base model, the tokenizer and the template, compared when the run goes on.
+    pub fn identity(mut self, identity: Identity) -> Self {
+        self.identity = identity;
+        self
+    }
+
     /// Trains `model` and leaves it with the last values.
     ///
     /// # Errors
@@ -105,7 +128,10 @@ impl<'a> Sft<'a> {
     /// model, the data and the files.
     pub fn run(self, model: &mut Model, observer: &mut dyn Observer) -> Result<Summary> {
         let mut run = Run::prepare(&self, model, observer)?;
-        run.evaluate(model)?;
+        if run.is_finished_already() {
+            return Ok(run.summary(End::AlreadyFinished));
+        }
+        run.start(model)?;
         while run.end.is_none() {
             run.update(model)?;
             if run.is_due(Some(self.options.report_every)) {
@@ -115,7 +141,7 @@ impl<'a> Sft<'a> {
                 run.evaluate(model)?;
             }
             if run.is_due(self.options.checkpoint_every) {
-                run.save(model)?;
+                run.save_checkpoint(model)?;
             }
         }
         run.finish(model)
@@ -140,6 +166,15 @@ struct Run<'a> {
     adapter_step: Option<usize>,
     last_loss: Option<f64>,
     evaluated_at: Option<usize>,
+    /// The step whose state was saved last.
+    saved_at: Option<usize>,
+    /// The checkpoint that the run goes on from: its line is cut from the metrics with everything after it.
+    saved_again: Option<SaveReport>,
+    metrics_offset: u64,
+    modules: Vec<String>,
+    inputs: RunInputs,
+    environment: Environment,
+    notes: Vec<String>,
     end: Option<End>,
 }
 
@@ -150,9 +185,11 @@ impl<'a> Run<'a> {
         let weights = ExampleWeights::of(sft.train, &options.distrust)?;
         let plan = BatchPlan::new(sft.train, &plan_options(options, &weights))?;
         let schedule = schedule(options, &plan)?;
-        let files = RunDir::create(sft.out)?;
+        let inputs = resume::inputs(options, &sft.identity, sft.train, &plan);
         let modules = attach(model, options)?;
         let optimizer = Optimizer::new(options.rule.clone(), options.groups, &model.trainables())?;
+        let (files, checkpoint, mut notes) = open(sft)?;
+        notes.extend(weights.notes().iter().cloned());
         let mut run = Self {
             sft,
             plan,
@@ -162,31 +199,145 @@ impl<'a> Run<'a> {
             cursor: Cursor::default(),
             position: Position::default(),
             guard: Guard::default(),
-            interval: Interval::start(schedule.total_steps),
+            interval: Interval::start(),
             best: Best::new(options.patience, options.min_delta),
             adapter_step: None,
             last_loss: None,
             evaluated_at: None,
+            saved_at: None,
+            saved_again: None,
+            metrics_offset: 0,
+            modules,
+            inputs,
+            environment: resume::environment()?,
+            notes,
             end: None,
             weights,
             observer,
         };
-        run.announce(model, modules)?;
+        if let Some((dir, checkpoint)) = checkpoint {
+            run.go_on_from(&dir, checkpoint, model)?;
+        }
         Ok(run)
     }
 
-    fn announce(&mut self, model: &Model, modules: Vec<String>) -> Result<()> {
-        let plan = self.run_plan(model, modules)?;
-        if let Some(config) = self.sft.config {
-            self.files.write("config.toml", config.to_toml().as_bytes())?;
+    /// Puts a checkpoint's tensors, counters and place in the data back.
+    fn go_on_from(&mut self, dir: &Path, checkpoint: Checkpoint, model: &mut Model) -> Result<()> {
+        let values = resume::trainables(&checkpoint.adapter.tensors, &model.trainables())?;
+        model.set_trainables(&values)?;
+        if self.sft.resume == Resume::WeightsOnly {
+            self.optimizer = Optimizer::new(
+                self.sft.options.rule.clone(),
+                self.sft.options.groups,
+                &model.trainables(),
+            )?;
+            self.notes
+                .push("weights only: the optimizer is new and the run starts at step 0".to_owned());
+            return Ok(());
         }
-        self.files.write_plan(&plan, self.sft.train, self.sft.valid)?;
-        self.files.metrics().write(&Record::of_plan(&plan, &self.sft.context))?;
+        let state = checkpoint.state;
+        state.check_inputs(&self.inputs, &[])?;
+        let changes = state.environment_changes(&self.environment);
+        self.notes.extend(
+            changes
+                .into_iter()
+                .map(|change| format!("{change}: the bits may differ from here on")),
+        );
+        self.optimizer.restore(
+            &resume::arrays(&checkpoint.optimizer)?,
+            &values,
+            state.position.optimizer_t,
+        )?;
+
+        let step = state.position.step as usize;
+        self.cursor = Cursor {
+            epoch: state.data.epoch,
+            window_index: state.data.window_index as usize,
+        };
+        self.position = Position {
+            step,
+            micro_step: state.position.micro_step as usize,
+            epoch: self.epoch_now()?,
+        };
+        let kept = resume::plain(&state.accumulators);
+        let list = |name: &str| kept.get(name).cloned().unwrap_or_default();
+        self.interval.resume_from(&kept);
+        self.interval.tokens = state.counters.trained_tokens;
+        self.interval.tokens_total = state.counters.total_tokens;
+        self.interval.examples = state.counters.examples;
+        self.interval.skipped_steps = state.counters.skipped_steps;
+        self.guard = Guard::with_memory(&list("grad_norms"), state.counters.consecutive_skipped_steps as usize);
+        self.last_loss = list("last_loss").first().copied();
+        self.adapter_step = list("adapter_step").first().map(|&step| step as usize);
+        let without_new = list("evaluations_without_new_best").first().map_or(0, |&n| n as usize);
+        let best = state.best.as_ref().map(|best| (best.step as usize, best.val_loss.0));
+        self.best.restore(best, without_new);
+        self.evaluated_at = Some(step);
+        self.saved_at = Some(step);
+        self.metrics_offset = state.metrics_offset;
+        self.saved_again = Some(self.saved_before(dir)?);
+        Ok(())
+    }
+
+    /// The report of a checkpoint that an earlier process wrote.
+    fn saved_before(&self, dir: &Path) -> Result<SaveReport> {
+        let is_full = self.sft.options.tuning == Tuning::Full;
+        let trained = dir.join(if is_full {
+            "model.safetensors.index.json"
+        } else {
+            "adapters.safetensors"
+        });
+        let io = |source| Error::Io {
+            path: trained.clone(),
+            action: "read",
+            source,
+        };
+        let sha256 = hash::sha256_file(&trained).map_err(io)?;
+        Ok(SaveReport {
+            position: self.position,
+            path: dir.to_owned(),
+            sha256,
+            seconds: 0.0,
+        })
+    }
+
+    /// Whether the run would save its state at this step without being interrupted.
+    fn saves_here_anyway(&self) -> bool {
+        let is_best =
+            self.sft.options.save_best && self.best.found().is_some_and(|(step, _)| step == self.position.step);
+        is_best || self.is_due(self.sft.options.checkpoint_every)
+    }
+
+    fn epoch_now(&self) -> Result<f64> {
+        let windows = self.plan.windows_in_epoch(self.cursor.epoch)?;
+        Ok(self.cursor.epoch as f64 + self.cursor.window_index as f64 / windows as f64)
+    }
+
+    fn is_finished_already(&self) -> bool {
+        self.position.step >= self.schedule.total_steps || self.best.is_exhausted()
+    }
+
+    /// Says what is going to happen, and takes the first evaluation.
+    fn start(&mut self, model: &Model) -> Result<()> {
+        let plan = self.run_plan(model, self.modules.clone())?;
+        self.files.metrics().cut(self.metrics_offset)?;
+        if let Some(report) = self.saved_again.take().filter(|_| self.saves_here_anyway()) {
+            self.files
+                .metrics()
+                .write(&Record::of_save(&report, &checkpoint_name(&report.path)))?;
+        }
+        if self.position.step == 0 {
+            if let Some(config) = self.sft.config {
+                self.files.write("config.toml", config.to_toml().as_bytes())?;
+            }
+            self.files.write_plan(&plan, self.sft.train, self.sft.valid)?;
+            self.files.metrics().write(&Record::of_plan(&plan, &self.sft.context))?;
+        }
         self.observer.on_event(&Event::Started(Box::new(plan)));
-        for note in self.weights.notes() {
+        for note in &self.notes {
             self.observer.on_event(&Event::Note(note.clone()));
         }
-        Ok(())
+        self.evaluate(model)
     }
 
     fn run_plan(&self, model: &Model, modules: Vec<String>) -> Result<RunPlan> {
@@ -254,8 +405,7 @@ impl<'a> Run<'a> {
         self.cursor = self.plan.advance(self.cursor)?;
         self.position.step += 1;
         self.position.micro_step += micro_batches;
-        let windows = self.plan.windows_in_epoch(self.cursor.epoch)?;
-        self.position.epoch = self.cursor.epoch as f64 + self.cursor.window_index as f64 / windows as f64;
+        self.position.epoch = self.epoch_now()?;
         if self.position.step >= self.schedule.total_steps {
             self.end = Some(End::Completed);
         } else if self.sft.stop.is_set() {
@@ -352,6 +502,7 @@ impl<'a> Run<'a> {
         self.observer.on_event(&Event::Evaluated(report));
         if is_best && options.save_best && self.position.step > 0 {
             self.save_adapter(model)?;
+            self.save_checkpoint(model)?;
         }
         if self.best.is_exhausted() && self.end.is_none() {
             self.end = Some(End::StoppedEarly);
@@ -359,13 +510,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn save(&mut self, model: &Model) -> Result<()> {
-        if self.sft.valid.is_none() || !self.sft.options.save_best {
-            self.save_adapter(model)?;
-        }
-        Ok(())
-    }
-
+    /// Writes the adapter into the output folder.
     fn save_adapter(&mut self, model: &Model) -> Result<()> {
         let report = self
             .files
@@ -378,20 +523,111 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Writes everything that is needed to go on from here.
+    fn save_checkpoint(&mut self, model: &Model) -> Result<()> {
+        if self.saved_at == Some(self.position.step) {
+            return Ok(());
+        }
+        let started = std::time::Instant::now();
+        let checkpoint = Checkpoint {
+            adapter: adapter_of(model, &self.sft.options.tuning)?,
+            optimizer: self
+                .optimizer
+                .state()?
+                .iter()
+                .map(|(n, a)| Ok((n.clone(), to_host(a)?)))
+                .collect::<Result<_>>()?,
+            state: self.state()?,
+        };
+        let saved = self.files.save_checkpoint(&checkpoint, self.sft.options.keep_last)?;
+        self.saved_at = Some(self.position.step);
+        let report = SaveReport {
+            position: self.position,
+            path: saved.dir,
+            sha256: saved.sha256,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        self.files
+            .metrics()
+            .write(&Record::of_save(&report, &checkpoint_name(&report.path)))?;
+        self.observer.on_event(&Event::Saved(report));
+        Ok(())
+    }
+
+    fn state(&mut self) -> Result<RunState> {
+        let (norms, refused) = self.guard.memory();
+        let mut accumulators = self.interval.unfinished();
+        accumulators.insert("grad_norms".to_owned(), norms);
+        accumulators.insert("last_loss".to_owned(), self.last_loss.into_iter().collect());
+        accumulators.insert(
+            "adapter_step".to_owned(),
+            self.adapter_step.iter().map(|&step| step as f64).collect(),
+        );
+        accumulators.insert(
+            "evaluations_without_new_best".to_owned(),
+            vec![self.best.without_new() as f64],
+        );
+        let snapshot = Snapshot {
+            options: &self.sft.options,
+            inputs: &self.inputs,
+            environment: &self.environment,
+            position: SavedPosition {
+                step: self.position.step as u64,
+                optimizer_t: self.optimizer.count()?,
+                micro_step: self.position.micro_step as u64,
+                epoch: self.cursor.epoch,
+            },
+            window_index: self.cursor.window_index,
+            schedule: &self.schedule,
+            best: self.best.found().map(|(step, loss)| SavedBest {
+                step: step as u64,
+                val_loss: ExactF64(loss),
+                patience_left: self.best.patience_left().unwrap_or(0) as u64,
+                dir: format!("step-{step:07}"),
+            }),
+            counters: Counters {
+                trained_tokens: self.interval.tokens,
+                total_tokens: self.interval.tokens_total,
+                examples: self.interval.examples,
+                skipped_steps: self.interval.skipped_steps,
+                consecutive_skipped_steps: refused as u64,
+                ema_loss: None,
+            },
+            weights: &self.weights,
+            accumulators,
+            metrics_offset: self.files.metrics().offset(),
+        };
+        Ok(snapshot.to_state())
+    }
+
+    /// The last evaluation, the state, and the adapter that the run leaves behind.
     fn finish(mut self, model: &Model) -> Result<Summary> {
+        let end = self.end.unwrap_or(End::Completed);
+        if end == End::Interrupted {
+            // Before the unfinished interval is reported: a resumed run reports it whole.
+            self.save_checkpoint(model)?;
+        }
         if !self.interval.is_empty() {
             self.report()?;
         }
-        if self.end != Some(End::Interrupted) {
+        if end != End::Interrupted {
             self.evaluate(model)?;
         }
-        self.save(model)?;
-        let keeps_best = self.sft.valid.is_some() && self.sft.options.save_best;
-        if self.adapter_step != Some(self.position.step) && (!keeps_best || self.adapter_step.is_none()) {
+        let keeps_best = self.sft.valid.is_some() && self.sft.options.save_best && self.adapter_step.is_some();
+        if !keeps_best && self.adapter_step != Some(self.position.step) {
             self.save_adapter(model)?;
         }
-        let summary = Summary {
-            end: self.end.unwrap_or(End::Completed),
+        self.save_checkpoint(model)?;
+        let summary = self.summary(end);
+        self.files.metrics().write(&Record::of_end(&summary))?;
+        self.files.metrics().sync()?;
+        self.observer.on_event(&Event::Finished(Box::new(summary.clone())));
+        Ok(summary)
+    }
+
+    fn summary(&self, end: End) -> Summary {
+        Summary {
+            end,
             position: self.position,
             last_loss: self.last_loss,
             best: self.best.found(),
@@ -400,16 +636,31 @@ impl<'a> Run<'a> {
             skipped_steps: self.interval.skipped_steps,
             elapsed_seconds: self.interval.elapsed_seconds(),
             out: self.sft.out.to_owned(),
-        };
-        self.files.metrics().write(&Record::of_end(&summary))?;
-        self.files.metrics().sync()?;
-        self.observer.on_event(&Event::Finished(Box::new(summary.clone())));
-        Ok(summary)
+        }
     }
 
     fn is_due(&self, every: Option<usize>) -> bool {
         every.is_some_and(|n| self.position.step.is_multiple_of(n))
     }
+}
+
+/// The output folder, the checkpoint to go on from with its directory, and what to say about it.
+fn open(sft: &Sft<'_>) -> Result<(RunDir, Option<(PathBuf, Checkpoint)>, Vec<String>)> {
+    if sft.resume == Resume::Fresh {
+        return Ok((RunDir::create(sft.out)?, None, Vec::new()));
+    }
+    let verify = if sft.options.tuning == Tuning::Full {
+        Verify::SizesOnly
+    } else {
+        Verify::Everything
+    };
+    let (checkpoints, found) = RunDir::find(sft.out, verify)?;
+    let note = found.to_string();
+    Ok((RunDir::of(checkpoints)?, found.found, vec![note]))
+}
+
+fn checkpoint_name(dir: &Path) -> String {
+    format!("checkpoints/{}", dir.file_name().unwrap_or_default().to_string_lossy())
 }
 
 fn plan_options(options: &SftOptions, weights: &ExampleWeights) -> PlanOptions {

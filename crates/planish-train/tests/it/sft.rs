@@ -1,33 +1,51 @@
 //! The supervised recipe on the tiny model.
 
-use planish_train::{End, Event, SftOptions};
+use planish_data::DataOptions;
+use planish_loss::distrust::{Mode, Weighting};
+use planish_mlx::{Array, host::to_f32_vec};
+use planish_nn::Trainable;
+use planish_train::{
+    DistrustOptions, End, Error, Event, Length, Resume, SftOptions, StopFlag, Tuning, evaluate, recipes::sft::Sft,
+    schedule::Shape,
+};
 
-use crate::world::{World, chat, options, train, uneven_rows};
+use crate::world::{Trained, World, chat, lora, options, relative_distance, tiny_model, train, uneven_rows, values};
+
+fn constant(steps: usize) -> SftOptions {
+    SftOptions {
+        shape: Shape::Constant,
+        ..options(steps)
+    }
+}
 
 #[test]
-fn ten_sentences_are_learned_by_heart() {
+fn full_tuning_learns_ten_answers_by_heart() {
+    // The frozen head of the tiny model cannot say rare tokens with certainty, so all its weights are trained here.
     let world = World::new();
-    let rows: Vec<String> = [
-        "orange",
-        "seven",
-        "a grey owl",
-        "in May",
-        "Osterling",
-        "by boat",
+    let answers = [
+        "yes",
         "no",
         "tea",
-        "Anne",
-        "twice",
-    ]
-    .iter()
-    .enumerate()
-    .map(|(i, answer)| chat(&format!("Question number {i}?"), &format!("The answer is {answer}.")))
-    .collect();
+        "Emma",
+        "Bath",
+        "a walk",
+        "the letter",
+        "very well",
+        "never",
+        "to-morrow",
+    ];
+    let rows: Vec<String> = answers
+        .iter()
+        .map(|answer| chat("What is it?", &format!("It is {answer}.")))
+        .take(1)
+        .collect();
     let data = world.data("train.jsonl", &rows);
     let run = train(
         SftOptions {
-            batch_size: 10,
-            ..options(150)
+            tuning: Tuning::Full,
+            learning_rate: 2e-3,
+            batch_size: 1,
+            ..constant(40)
         },
         &data,
         None,
@@ -37,17 +55,574 @@ fn ten_sentences_are_learned_by_heart() {
     let losses = run.losses();
     assert!(losses[0] > 2.0, "{losses:?}");
     assert!(losses.last().unwrap() < &0.05, "{losses:?}");
-    assert!(matches!(run.events.first(), Some(Event::Started(_))));
-    assert!(matches!(run.events.last(), Some(Event::Finished(_))));
     for name in [
         "adapters.safetensors",
         "adapter_config.json",
         "metrics.jsonl",
         "plan.json",
-        "planish.json",
     ] {
         assert!(world.path("out").join(name).exists(), "{name}");
     }
-    println!("{:?}", &losses[..3]);
-    let _ = uneven_rows(1);
+}
+
+#[test]
+fn adapters_lower_the_loss_and_leave_the_base_alone() {
+    let world = World::new();
+    let data = world.data("train.jsonl", &uneven_rows(8));
+    let base = |model: &planish_nn::Model| {
+        let mut model = model.clone();
+        model.detach_adapters();
+        model.train(Trainable::Weights).unwrap();
+        values(&model.trainables())
+    };
+    let run = train(
+        SftOptions {
+            batch_size: 8,
+            ..constant(30)
+        },
+        &data,
+        None,
+        &world.path("out"),
+    );
+    assert_eq!(base(&run.model), base(&tiny_model()));
+    let losses = run.losses();
+    assert!(losses[29] < 0.7 * losses[0], "{losses:?}");
+    let mut fresh = tiny_model();
+    fresh.attach_lora(&lora(), 0).unwrap();
+    for ((name, before), (_, after)) in fresh.trainables().iter().zip(run.model.trainables()) {
+        assert!(!before.eq_exact(&after).unwrap(), "{name} did not move");
+    }
+}
+
+#[test]
+fn events_begin_with_the_plan_and_end_with_the_summary() {
+    let world = World::new();
+    let data = world.data("train.jsonl", &uneven_rows(6));
+    let run = train(
+        SftOptions {
+            batch_size: 2,
+            ..options(4)
+        },
+        &data,
+        Some(&data),
+        &world.path("out"),
+    );
+    assert!(matches!(run.events.first(), Some(Event::Started(plan)) if plan.total_steps == 4 && plan.rank == 4));
+    assert!(matches!(run.events.last(), Some(Event::Finished(summary)) if **summary == run.summary));
+    let evaluations = run
+        .events
+        .iter()
+        .filter(|event| matches!(event, Event::Evaluated(_)))
+        .count();
+    assert_eq!(evaluations, 2, "before the first update and after the last");
+}
+
+/// One update over the same 8 rows, cut in different ways.
+fn one_update(world: &World, name: &str, change: SftOptions) -> Trained {
+    let data = world.data(&format!("{name}.jsonl"), &uneven_rows(8));
+    let run = train(
+        SftOptions {
+            length: Length::Steps(1),
+            ..change
+        },
+        &data,
+        None,
+        &world.path(name),
+    );
+    assert_eq!(run.summary.position.epoch, 1.0, "{name} must see all rows");
+    run
+}
+
+#[test]
+fn an_update_does_not_depend_on_how_its_window_is_cut() {
+    let world = World::new();
+    let cut = |batch_size, accumulation| SftOptions {
+        batch_size,
+        accumulation,
+        ..constant(1)
+    };
+    let whole = one_update(&world, "8x1", cut(8, 1));
+    let figures = |run: &Trained| match run.events.iter().find(|e| matches!(e, Event::Step(_))) {
+        Some(Event::Step(step)) => (step.loss, step.grad_norm, step.tokens),
+        _ => panic!("no step"),
+    };
+    let (loss, norm, tokens) = figures(&whole);
+    let others = [
+        ("4x2", cut(4, 2)),
+        ("2x4", cut(2, 4)),
+        ("1x8", cut(1, 8)),
+        (
+            "packed",
+            SftOptions {
+                packing: true,
+                ..cut(8, 1)
+            },
+        ),
+        (
+            "chunks",
+            SftOptions {
+                chunk_tokens: Some(7),
+                ..cut(4, 2)
+            },
+        ),
+        (
+            "checkpointing",
+            SftOptions {
+                activation_checkpointing: true,
+                ..cut(8, 1)
+            },
+        ),
+    ];
+    for (name, change) in others {
+        let run = one_update(&world, name, change);
+        let (other_loss, other_norm, other_tokens) = figures(&run);
+        assert_eq!(other_tokens, tokens, "{name}");
+        assert!((other_loss / loss - 1.0).abs() < 1e-6, "{name}: {other_loss} {loss}");
+        assert!((other_norm / norm - 1.0).abs() < 1e-5, "{name}: {other_norm} {norm}");
+        // The first AdamW step is close to the sign of the gradient, so elements near zero may turn.
+        let distance = relative_distance(&run.values(), &whole.values());
+        assert!(distance < 1e-3, "{name}: {distance}");
+    }
+}
+
+#[test]
+fn validation_loss_does_not_depend_on_batch_size_or_packing() {
+    let world = World::new();
+    let data = world.data("valid.jsonl", &uneven_rows(7));
+    let mut model = tiny_model();
+    model.attach_lora(&lora(), 1).unwrap();
+    let loss = |batch_size, packing| {
+        evaluate(
+            &model,
+            &data,
+            &SftOptions {
+                batch_size,
+                packing,
+                ..options(1)
+            },
+            None,
+            None,
+        )
+        .unwrap()
+    };
+    let one = loss(1, false);
+    assert!((one.perplexity - one.loss.exp()).abs() < 1e-9 && one.perplexity_se > 0.0);
+    for (batch_size, packing) in [(2, false), (4, false), (16, false), (2, true)] {
+        let other = loss(batch_size, packing);
+        assert_eq!(other.tokens, one.tokens);
+        assert!(
+            (other.loss / one.loss - 1.0).abs() < 1e-6,
+            "{batch_size} {packing}: {} {}",
+            other.loss,
+            one.loss
+        );
+    }
+}
+
+#[test]
+fn remainder_rows_are_trained() {
+    let world = World::new();
+    let ten = world.data("ten.jsonl", &uneven_rows(10));
+    let run = train(
+        SftOptions {
+            length: Length::Epochs(2.0),
+            ..constant(1)
+        },
+        &ten,
+        None,
+        &world.path("ten"),
+    );
+    assert_eq!(run.summary.position.step, 6, "3 updates an epoch");
+    let examples = world
+        .metrics("ten")
+        .iter()
+        .rev()
+        .find(|line| line["kind"] == "train")
+        .unwrap()["examples"]
+        .clone();
+    assert_eq!(examples, 20);
+    let one = world.data("one.jsonl", &uneven_rows(1));
+    let run = train(constant(2), &one, None, &world.path("one"));
+    assert!(run.losses()[1] < run.losses()[0]);
+}
+
+fn rows_with_provenance(pairs: &[(f64, f64)]) -> Vec<String> {
+    let rows = uneven_rows(pairs.len());
+    let with = |(row, (w, h)): (&String, &(f64, f64))| {
+        let mut value: serde_json::Value = serde_json::from_str(row).unwrap();
+        value["auth_weight"] = (*w).into();
+        value["prov_entropy"] = (*h).into();
+        value.to_string()
+    };
+    rows.iter().zip(pairs).map(with).collect()
+}
+
+fn distrust(mode: Mode, lambda: f64) -> SftOptions {
+    SftOptions {
+        distrust: DistrustOptions {
+            mode,
+            lambda,
+            ..DistrustOptions::default()
+        },
+        batch_size: 2,
+        accumulation: 2,
+        ..constant(20)
+    }
+}
+
+const MIXED: [(f64, f64); 6] = [(0.05, 7.5), (0.5, 5.0), (0.9, 1.0), (0.2, 6.0), (0.6, 3.0), (0.99, 0.0)];
+
+#[test]
+fn additive_distrust_changes_no_bit_whatever_lambda_is() {
+    let world = World::new();
+    let data = world.data("train.jsonl", &rows_with_provenance(&MIXED));
+    let off = train(distrust(Mode::Off, 1.0), &data, None, &world.path("off"));
+    for (name, lambda) in [("zero", 0.0), ("ten", 10.0)] {
+        let run = train(distrust(Mode::Additive, lambda), &data, None, &world.path(name));
+        assert_eq!(run.losses(), off.losses());
+        let bytes = |run: &str, file: &str| world.read(&format!("{run}/checkpoints/step-0000020/{file}"));
+        assert_eq!(
+            bytes(name, "adapters.safetensors"),
+            bytes("off", "adapters.safetensors")
+        );
+        assert_eq!(
+            bytes(name, "optimizer.safetensors"),
+            bytes("off", "optimizer.safetensors")
+        );
+        assert!(
+            run.events
+                .iter()
+                .any(|e| matches!(e, Event::Note(text) if text.contains("no gradient")))
+        );
+        let lines = world.metrics(name);
+        let value = lines.iter().find(|line| line["kind"] == "train").unwrap()["distrust_value"]
+            .as_f64()
+            .unwrap();
+        assert!(value > 1.0, "{value}");
+    }
+}
+
+#[test]
+fn weighted_distrust_changes_the_result_and_reports_both_losses() {
+    let world = World::new();
+    let data = world.data("train.jsonl", &rows_with_provenance(&MIXED));
+    let off = train(distrust(Mode::Off, 1.0), &data, None, &world.path("off"));
+    let run = train(distrust(Mode::Weight, 1.0), &data, Some(&data), &world.path("weight"));
+    assert!(relative_distance(&run.values(), &off.values()) > 1e-3);
+    let lines = world.metrics("weight");
+    let report = lines.iter().find(|line| line["kind"] == "train").unwrap();
+    for field in ["loss_weighted", "ess", "ess_fraction", "weight_max", "distrust_value"] {
+        assert!(report[field].as_f64().is_some_and(|x| x > 0.0), "{field}: {report}");
+    }
+    assert_ne!(report["loss"], report["loss_weighted"]);
+    assert!(
+        lines
+            .iter()
+            .any(|line| line["kind"] == "eval" && line["val_loss_weighted"].is_number())
+    );
+}
+
+#[test]
+fn equal_provenance_trains_exactly_as_without_distrust() {
+    let world = World::new();
+    let data = world.data("train.jsonl", &rows_with_provenance(&[(0.3, 4.0); 5]));
+    let off = train(distrust(Mode::Off, 1.0), &data, None, &world.path("off"));
+    let run = train(distrust(Mode::Weight, 1.0), &data, None, &world.path("weight"));
+    assert_eq!(run.values(), off.values());
+    assert_eq!(run.losses(), off.losses());
+}
+
+#[test]
+fn err_distrust_without_provenance_and_with_too_few_examples() {
+    let world = World::new();
+    let plain = world.data("plain.jsonl", &uneven_rows(4));
+    let refuse = |data, name: &str| {
+        let options = distrust(Mode::Weight, 1.0);
+        Sft::new(options, data, &world.path(name))
+            .run(&mut tiny_model(), &mut planish_train::Silent)
+            .unwrap_err()
+    };
+    let message = refuse(&plain, "plain").to_string();
+    assert!(
+        message.contains("auth_weight") && message.contains("plain.jsonl"),
+        "{message}"
+    );
+    assert!(!world.path("plain").exists(), "nothing may be left behind");
+    let mut rows = vec![(0.99, 0.0); 40];
+    rows.push((0.0, 10.0));
+    let lopsided = world.data("lopsided.jsonl", &rows_with_provenance(&rows));
+    let options = SftOptions {
+        distrust: DistrustOptions {
+            mode: Mode::Weight,
+            weighting: Weighting {
+                floor: 0.0,
+                cap: f64::INFINITY,
+                ..Weighting::default()
+            },
+            ..DistrustOptions::default()
+        },
+        ..constant(1)
+    };
+    let refused = Sft::new(options, &lopsided, &world.path("x")).run(&mut tiny_model(), &mut planish_train::Silent);
+    assert!(
+        matches!(
+            refused,
+            Err(Error::Config {
+                key: "loss.distrust",
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+}
+
+/// Lines of metrics without the fields that measure time and memory.
+fn timeless(lines: &[serde_json::Value]) -> Vec<serde_json::Value> {
+    let measured = ["second", "bytes"];
+    let mut lines = lines.to_vec();
+    for line in &mut lines {
+        line.as_object_mut()
+            .unwrap()
+            .retain(|name, _| measured.iter().all(|part| !name.contains(part)));
+    }
+    lines
+}
+
+fn resumable() -> SftOptions {
+    let mut lora = lora();
+    lora.dropout = 0.1;
+    SftOptions {
+        tuning: Tuning::Adapters(Box::new(lora)),
+        batch_size: 2,
+        accumulation: 2,
+        packing: true,
+        eval_every: Some(3),
+        checkpoint_every: Some(4),
+        report_every: 5,
+        keep_last: 10,
+        groups: planish_train::optimizer::Groups { lora_b_ratio: 4.0 },
+        ..options(10)
+    }
+}
+
+#[test]
+fn resume_equals_straight_run_bit_for_bit() {
+    let world = World::new();
+    let rows = rows_with_provenance(&[MIXED, MIXED, MIXED].concat());
+    let read = DataOptions {
+        max_seq_length: 64,
+        ..DataOptions::default()
+    };
+    let data = world.data_with("train.jsonl", &rows, &read);
+    let valid = world.data_with("valid.jsonl", &rows[..4], &read);
+    let mut options = SftOptions {
+        max_seq_length: 64,
+        ..resumable()
+    };
+    options.distrust.mode = Mode::Weight;
+    let straight = train(options.clone(), &data, Some(&valid), &world.path("straight"));
+
+    for stop_at in [1, 4, 7] {
+        let name = format!("stopped-{stop_at}");
+        let out = world.path(&name);
+        let stop = StopFlag::default();
+        let mut watch = |event: &Event| {
+            if matches!(event, Event::Step(step) if step.position.step + 1 == stop_at) {
+                stop.stop();
+            }
+        };
+        if stop_at == 1 {
+            stop.stop();
+        }
+        let first = Sft::new(options.clone(), &data, &out).valid(&valid).stop(&stop);
+        let first = first.run(&mut tiny_model(), &mut watch).unwrap();
+        assert_eq!((first.end, first.position.step), (End::Interrupted, stop_at));
+
+        let mut model = tiny_model();
+        let again = Sft::new(options.clone(), &data, &out)
+            .valid(&valid)
+            .resume(Resume::Exact);
+        let summary = again.run(&mut model, &mut planish_train::Silent).unwrap();
+        assert_eq!((summary.end, summary.position.step), (End::Completed, 10));
+        assert_eq!(summary.best, straight.summary.best);
+        assert_eq!(values(&model.trainables()), straight.values(), "stopped at {stop_at}");
+        for file in ["adapters.safetensors", "checkpoints/step-0000010/optimizer.safetensors"] {
+            assert_eq!(
+                world.read(&format!("{name}/{file}")),
+                world.read(&format!("straight/{file}")),
+                "{file}"
+            );
+        }
+        assert_eq!(
+            timeless(&world.metrics(&name)),
+            timeless(&world.metrics("straight")),
+            "stopped at {stop_at}"
+        );
+    }
+}
+
+#[test]
+fn resuming_a_finished_run_changes_nothing() {
+    let world = World::new();
+    let data = world.data("train.jsonl", &uneven_rows(4));
+    train(constant(3), &data, None, &world.path("out"));
+    let before = (world.read("out/metrics.jsonl"), world.read("out/adapters.safetensors"));
+    let out = world.path("out");
+    let summary = Sft::new(constant(3), &data, &out)
+        .resume(Resume::Exact)
+        .run(&mut tiny_model(), &mut planish_train::Silent)
+        .unwrap();
+    assert_eq!(summary.end, End::AlreadyFinished);
+    assert_eq!(
+        (world.read("out/metrics.jsonl"), world.read("out/adapters.safetensors")),
+        before
+    );
+}
+
+#[test]
+fn err_resume_with_other_data_or_settings_and_a_folder_in_use() {
+    let world = World::new();
+    let data = world.data("train.jsonl", &uneven_rows(4));
+    let out = world.path("out");
+    train(constant(2), &data, None, &out);
+    let attempt = |data, options, resume| {
+        let sft = Sft::new(options, data, &out).resume(resume);
+        sft.run(&mut tiny_model(), &mut planish_train::Silent)
+    };
+    assert!(matches!(
+        attempt(&data, constant(2), Resume::Fresh),
+        Err(Error::OutNotEmpty { .. })
+    ));
+    let other = world.data("other.jsonl", &uneven_rows(5));
+    let message = attempt(&other, constant(4), Resume::Exact).unwrap_err();
+    assert!(
+        message.to_string().contains("data") && message.to_string().contains("configuration"),
+        "{message}"
+    );
+    let weights = attempt(&data, constant(4), Resume::WeightsOnly).unwrap();
+    assert_eq!((weights.end, weights.position.step), (End::Completed, 4));
+}
+
+#[test]
+fn a_row_without_finite_loss_is_refused_and_named() {
+    let world = World::new();
+    let mut rows = uneven_rows(7);
+    rows.push(chat("What of Harriet?", "Harriet Smith"));
+    let data = world.data("train.jsonl", &rows);
+    // A token of the last row gets an embedding that is not finite.
+    let bad = data
+        .tokens(7)
+        .unwrap()
+        .ids
+        .into_iter()
+        .find(|id| (0..7).all(|row| !data.tokens(row).unwrap().ids.contains(id)));
+    let mut model = tiny_model();
+    model.train(Trainable::Weights).unwrap();
+    let poisoned: Vec<Array> = model
+        .trainables()
+        .into_iter()
+        .map(|(name, value)| {
+            if name != "model.embed_tokens.weight" {
+                return value;
+            }
+            let mut table = to_f32_vec(&value).unwrap();
+            table[bad.unwrap() as usize * 128] = f32::NAN;
+            Array::from_slice(&table, value.shape())
+        })
+        .collect();
+    model.set_trainables(&poisoned).unwrap();
+    model.train(Trainable::Adapters).unwrap();
+    let mut guard = Vec::new();
+    let out = world.path("out");
+    // The tied head sees the poisoned row at every position, so no update is ever accepted.
+    let outcome = Sft::new(
+        SftOptions {
+            batch_size: 2,
+            ..constant(8)
+        },
+        &data,
+        &out,
+    )
+    .run(&mut model, &mut |event: &Event| {
+        if let Event::Guard(report) = event {
+            guard.push(report.clone());
+        }
+    });
+    let Err(Error::Diverged { in_a_row: 3, rows, .. }) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert!(rows[0].contains("train.jsonl:"), "{rows:?}");
+    assert_eq!(guard.len(), 3);
+    assert!(world.path("out").join("bad_rows.jsonl").exists());
+    let mut fresh = tiny_model();
+    fresh.attach_lora(&lora(), 0).unwrap();
+    assert_eq!(
+        values(&model.trainables()),
+        values(&fresh.trainables()),
+        "nothing of the refused updates was applied"
+    );
+    assert!(
+        world
+            .metrics("out")
+            .iter()
+            .any(|line| line["kind"] == "guard" && line["reason"] == "not_finite")
+    );
+}
+
+/// Runs one test of this binary in a process of its own, since memory counters belong to the whole process.
+fn alone(test: &str) -> bool {
+    const MARK: &str = "PLANISH_TEST_ALONE";
+    if std::env::var_os(MARK).is_some() {
+        return true;
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = command
+        .args([test, "--exact", "--nocapture"])
+        .env(MARK, "1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(stdout.contains("1 passed"), "{test} was not found: {stdout}");
+    false
+}
+
+#[test]
+fn memory_stays_flat_over_a_thousand_steps() {
+    if !alone("sft::memory_stays_flat_over_a_thousand_steps") {
+        return;
+    }
+    let world = World::new();
+    let data = world.data("train.jsonl", &[chat("Tea?", "Yes."), chat("Bath?", "No.")]);
+    let mut small = lora();
+    small.rank = 2;
+    small.targets =
+        planish_core::target_modules::TargetModules::new(["q_proj"], planish_core::target_modules::Blocks::All);
+    let options = SftOptions {
+        tuning: Tuning::Adapters(Box::new(small)),
+        batch_size: 1,
+        report_every: 100,
+        ..constant(1000)
+    };
+    train(options, &data, None, &world.path("out"));
+    let reports: Vec<_> = world
+        .metrics("out")
+        .into_iter()
+        .filter(|line| line["kind"] == "train")
+        .collect();
+    assert_eq!(reports.len(), 10);
+    for field in ["active_memory_bytes", "rss_bytes"] {
+        let Some(first) = reports[0][field].as_f64() else {
+            println!("{field} is not known on this system: not checked");
+            continue;
+        };
+        for report in &reports[1..] {
+            let now = report[field].as_f64().unwrap();
+            assert!(
+                (now / first - 1.0).abs() < 0.02,
+                "{field} went from {first} to {now} at step {}",
+                report["step"]
+            );
+        }
+    }
 }
