@@ -174,7 +174,9 @@ impl<'a> Source<'a> {
     /// The tensors of the result, and which module makes those that are not copied.
     fn plan(&self) -> Result<(Vec<TensorInfo>, BTreeMap<String, String>)> {
         let (mut infos, mut owners) = (Vec::new(), BTreeMap::new());
-        for view in self.store.iter() {
+        // A tied head that is stored all the same would stay behind when the embedding changes.
+        let is_stray_head = |name: &str| self.config.tie_word_embeddings && name == "lm_head.weight";
+        for view in self.store.iter().filter(|view| !is_stray_head(view.name)) {
             let (module, leaf) = view.name.rsplit_once('.').unwrap_or((view.name, ""));
             match self.stored_form(module, leaf)? {
                 None => infos.push(TensorInfo::from(&view)),

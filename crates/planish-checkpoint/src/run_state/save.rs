@@ -171,7 +171,7 @@ impl RunDir {
         if let Some(every) = retention.keep_every.filter(|every| *every > 0) {
             kept.extend(steps.iter().filter(|step| *step % every == 0));
         }
-        kept.extend(state.best.as_ref().and_then(|best| pointer::step_of(&best.dir)));
+        // `settle` has just brought it up to date.
         kept.extend(pointer::read(&checkpoints, "best").and_then(|name| pointer::step_of(&name)));
         steps.retain(|step| !kept.contains(step));
         for step in &steps {
