@@ -5,6 +5,7 @@
 
 Each folder: config.json, model.safetensors (seeded, the same numbers on every run), golden/golden.safetensors with
 `tokens` i32 [2, 24], `logits` f32 [2, 24, v], `greedy` i32 [32] (continuation of the first row, with cache).
+Two models also get a `lora` and a `dora` folder: an adapter of random numbers in mlx-lm's layout, and golden/ with it.
 Weights are large enough that logits span several units, so that a wrong rotation, norm or mask shows.
 """
 import json
@@ -13,7 +14,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import generate_step
+from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
+from mlx.utils import tree_flatten
 
 HERE = Path(__file__).parent
 BASE = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -81,6 +84,25 @@ def quantised(weights, group_size, bits):
     return packed
 
 
+def adapted(folder, kind, seed, tokens):
+    """Writes an adapter in mlx-lm's layout under FOLDER/KIND, and the logits that mlx-lm has with it."""
+    out = folder / kind
+    out.mkdir(exist_ok=True)
+    settings = dict(rank=4, scale=3.0, dropout=0.0, keys=["self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"])
+    model, _ = load_model(folder, strict=True)
+    linear_to_lora_layers(model, 2, settings, use_dora=kind == "dora")
+    random = np.random.default_rng(seed)
+    adapter = {name: mx.array(random.normal(0, 0.3, array.shape).astype(np.float32)) + (name.endswith(".m") * array)
+               for name, array in tree_flatten(model.trainable_parameters()) if name.split(".")[-1] in ("lora_a", "lora_b", "m")}
+    model.load_weights(list(adapter.items()), strict=False)
+    mx.save_safetensors(str(out / "adapters.safetensors"), adapter)
+    config = dict(fine_tune_type=kind, num_layers=2, lora_parameters=settings)
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=4, sort_keys=True) + "\n")
+    (out / "golden").mkdir(exist_ok=True)
+    logits = model(tokens).astype(mx.float32)
+    mx.save_safetensors(str(out / "golden" / "golden.safetensors"), dict(tokens=tokens, logits=logits))
+
+
 def main():
     mx.set_default_device(mx.cpu)
     for seed, (name, config) in enumerate(MODELS.items()):
@@ -102,6 +124,9 @@ def main():
         greedy = [int(token) for token, _ in generate_step(tokens[0], model, max_tokens=32)]
         mx.save_safetensors(str(folder / "golden" / "golden.safetensors"),
                             dict(tokens=tokens, logits=logits, greedy=mx.array(np.array(greedy, np.int32))))
+        if name in ("qwen2", "llama-affine-4bit"):
+            for kind in ("lora", "dora"):
+                adapted(folder, kind, seed, tokens)
         print(name, "logits", float(logits.min()), "to", float(logits.max()), "greedy", greedy[:8])
 
 

@@ -1,5 +1,6 @@
 //! What mlx-lm computes with the same weights; `goldens/make_goldens.py` made the files.
 
+use planish_checkpoint::adapter::{Adapter, ReadOptions};
 use planish_checkpoint::tensors::TensorStore;
 use planish_nn::generate::{GenerateOptions, generate};
 use planish_nn::{LoadOptions, Model, Sampling};
@@ -29,6 +30,19 @@ fn check_family(name: &str) {
         .map(Result::unwrap)
         .collect();
     assert_eq!(greedy, integers(&golden, "greedy"), "{name}");
+}
+
+/// An adapter as mlx-lm writes it, over a plain and over a quantised base.
+fn check_adapter(name: &str, kind: &str) {
+    let dir = fixture("goldens").join(name);
+    let (mut model, _) = Model::load(&dir, &LoadOptions::default()).unwrap();
+    let (adapter, _) = Adapter::read(&dir.join(kind), &ReadOptions::default()).unwrap();
+    assert_eq!(model.attach_adapter(&adapter).unwrap().len(), 6);
+    let golden = TensorStore::open(&dir.join(kind).join("golden/golden.safetensors")).unwrap();
+    let expect = golden.require("logits").unwrap().to_f32().unwrap();
+    let found = logits(&model, &integers(&golden, "tokens").chunks(24).collect::<Vec<_>>());
+    let difference = max_difference(&found, &expect) / largest(&expect);
+    assert!(difference < RELATIVE_TOLERANCE, "{name} {kind}: {difference}");
 }
 
 fn integers(store: &TensorStore, name: &str) -> Vec<u32> {
@@ -64,6 +78,18 @@ fn golden_qwen2() {
 #[test]
 fn golden_qwen3() {
     check_family("qwen3");
+}
+
+#[test]
+fn golden_mlx_lm_lora_adapter() {
+    check_adapter("qwen2", "lora");
+    check_adapter("llama-affine-4bit", "lora");
+}
+
+#[test]
+fn golden_mlx_lm_dora_adapter() {
+    check_adapter("qwen2", "dora");
+    check_adapter("llama-affine-4bit", "dora");
 }
 
 /// `reference.json` beside the tiny model holds mlx-lm's numbers for five sentences.
