@@ -46,6 +46,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn each_layer_has_its_own_key() {
+        let keys = DropoutKeys::new(&mlx_rs::random::key(3).unwrap(), 7).unwrap();
+        let mut taken: Vec<Vec<u32>> = (0..7).map(|_| keys.take().unwrap().to_vec_exact().unwrap()).collect();
+        taken.sort();
+        taken.dedup();
+        assert_eq!(taken.len(), 7);
+    }
+
+    #[test]
     fn mean_is_kept_and_the_key_decides() {
         let x = Array::ones::<f32>(&[100, 100]).unwrap();
         let key = mlx_rs::random::key(3).unwrap();

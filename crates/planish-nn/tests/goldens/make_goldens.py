@@ -5,13 +5,15 @@
 
 Each folder: config.json, model.safetensors (seeded, the same numbers on every run), golden/golden.safetensors with
 `tokens` i32 [2, 24], `logits` f32 [2, 24, v], `greedy` i32 [32] (continuation of the first row, with cache).
-Two models also get a `lora` and a `dora` folder: an adapter of random numbers in mlx-lm's layout, and golden/ with it.
+Two models also get a `lora` and a `dora` folder: an adapter of random numbers in mlx-lm's layout, and golden/ with it;
+there `grad.<name>` is the gradient of the mean cross-entropy of the first row's next tokens.
 Weights are large enough that logits span several units, so that a wrong rotation, norm or mask shows.
 """
 import json
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx_lm.generate import generate_step
 from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -100,7 +102,13 @@ def adapted(folder, kind, seed, tokens):
     (out / "adapter_config.json").write_text(json.dumps(config, indent=4, sort_keys=True) + "\n")
     (out / "golden").mkdir(exist_ok=True)
     logits = model(tokens).astype(mx.float32)
-    mx.save_safetensors(str(out / "golden" / "golden.safetensors"), dict(tokens=tokens, logits=logits))
+
+    def loss(model):
+        return nn.losses.cross_entropy(model(tokens[:1, :-1]), tokens[:1, 1:], reduction="mean")
+
+    _, grads = nn.value_and_grad(model, loss)(model)
+    grads = {f"grad.{name}": array for name, array in tree_flatten(grads) if name in adapter}
+    mx.save_safetensors(str(out / "golden" / "golden.safetensors"), dict(tokens=tokens, logits=logits) | grads)
 
 
 def main():

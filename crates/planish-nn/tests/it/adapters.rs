@@ -72,6 +72,13 @@ fn initial_a_depends_on_seed_and_path_only() {
     };
     assert_eq!(values(&all), values(&few));
     assert_ne!(values(&few), values(&reseeded));
+    let first_block = |model: &Model| host::to_f32_vec(&model.trainables()[8].1).unwrap();
+    assert!(
+        all.trainables()[8].0.starts_with("model.layers.0.self_attn"),
+        "{}",
+        all.trainables()[8].0
+    );
+    assert_ne!(first_block(&all), values(&all));
     let bound = 1.0 / 32f32.sqrt();
     assert!(values(&all).iter().all(|value| value.abs() <= bound));
     assert!(largest(&values(&all)) > 0.9 * bound);

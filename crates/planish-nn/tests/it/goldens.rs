@@ -3,8 +3,9 @@
 use planish_checkpoint::adapter::{Adapter, ReadOptions};
 use planish_checkpoint::tensors::TensorStore;
 use planish_nn::generate::{GenerateOptions, generate};
-use planish_nn::{LoadOptions, Model, Sampling};
+use planish_nn::{LoadOptions, Model, Sampling, Training};
 
+use crate::gradients::loss_and_gradients;
 use crate::{fixture, largest, logits, max_difference, tiny_llama};
 
 /// f32 on two BLAS libraries: rounding of sums in another order. A mistake in the computation shows at 1e-2 and above.
@@ -43,6 +44,18 @@ fn check_adapter(name: &str, kind: &str) {
     let found = logits(&model, &integers(&golden, "tokens").chunks(24).collect::<Vec<_>>());
     let difference = max_difference(&found, &expect) / largest(&expect);
     assert!(difference < RELATIVE_TOLERANCE, "{name} {kind}: {difference}");
+    check_gradients(&mut model, &golden);
+}
+
+/// Gradients of the mean cross-entropy of the first row, as mlx-lm has them.
+fn check_gradients(model: &mut Model, golden: &TensorStore) {
+    let row = &integers(golden, "tokens")[..24];
+    let (_, gradients) = loss_and_gradients(model, row, Training::default());
+    for ((name, _), found) in model.trainables().iter().zip(gradients) {
+        let expect = golden.require(&format!("grad.{name}")).unwrap().to_f32().unwrap();
+        let difference = max_difference(&found, &expect) / largest(&expect);
+        assert!(difference < 1e-4, "{name}: {difference}");
+    }
 }
 
 fn integers(store: &TensorStore, name: &str) -> Vec<u32> {

@@ -8,28 +8,27 @@ use crate::{fixture, largest, max_difference, next_token_loss, small_random};
 
 const TEXT: [u32; 8] = [3, 14, 15, 9, 26, 5, 35, 8];
 
-/// Loss and gradients with respect to the trainables, in their order.
-fn loss_and_gradients(model: &mut Model, arrays: &[Array], training: Training<'_>) -> (f32, Vec<Vec<f32>>) {
-    let ids = model.token_array(&[&TEXT]).unwrap();
+/// Loss of predicting the next tokens of `row`, and its gradients with respect to the trainables, in their order.
+pub(crate) fn loss_and_gradients(model: &mut Model, row: &[u32], training: Training<'_>) -> (f32, Vec<Vec<f32>>) {
+    let arrays: Vec<Array> = model.trainables().into_iter().map(|(_, array)| array).collect();
+    let ids = model.token_array(&[row]).unwrap();
     let everything: Vec<usize> = (0..arrays.len()).collect();
     let (outputs, gradients) = value_and_grad(
         |arrays| {
             model.set_trainables(arrays)?;
             let hidden = model.hidden_for_training(&ids, &AttentionMask::Causal, training)?;
-            Ok::<_, Error>(vec![next_token_loss(model, &hidden, &TEXT)?])
+            Ok::<_, Error>(vec![next_token_loss(model, &hidden, row)?])
         },
-        arrays,
+        &arrays,
         &everything,
     )
     .unwrap();
-    model.set_trainables(arrays).unwrap();
-    (
-        outputs[0].item_exact(),
-        gradients
-            .iter()
-            .map(|gradient| host::to_f32_vec(gradient).unwrap())
-            .collect(),
-    )
+    model.set_trainables(&arrays).unwrap();
+    let gradients = gradients
+        .iter()
+        .map(|gradient| host::to_f32_vec(gradient).unwrap())
+        .collect();
+    (outputs[0].item_exact(), gradients)
 }
 
 fn loss(model: &mut Model, arrays: &[Array]) -> f32 {
@@ -54,7 +53,8 @@ fn noisy(model: &Model) -> Vec<Array> {
 fn check_finite_differences(model: &mut Model) {
     let names: Vec<String> = model.trainables().into_iter().map(|(name, _)| name).collect();
     let arrays = noisy(model);
-    let (_, gradients) = loss_and_gradients(model, &arrays, Training::default());
+    model.set_trainables(&arrays).unwrap();
+    let (_, gradients) = loss_and_gradients(model, &TEXT, Training::default());
     for (idx, gradient) in gradients.iter().enumerate() {
         let norm = gradient.iter().map(|value| value * value).sum::<f32>().sqrt();
         assert!(norm > 0.0, "{}: no gradient", names[idx]);
@@ -115,8 +115,7 @@ fn only_a_and_b_receive_gradients() {
         "{names:?}"
     );
     // Fresh adapters: B is zero, so A has no influence yet, and B has.
-    let arrays: Vec<Array> = model.trainables().into_iter().map(|(_, array)| array).collect();
-    let (_, gradients) = loss_and_gradients(&mut model, &arrays, Training::default());
+    let (_, gradients) = loss_and_gradients(&mut model, &TEXT, Training::default());
     for (name, gradient) in names.iter().zip(&gradients) {
         assert_eq!(largest(gradient) > 0.0, name.ends_with(".lora_b"), "{name}");
     }
@@ -135,8 +134,8 @@ fn dora_trains_its_magnitude() {
         )
         .unwrap();
     let names: Vec<String> = model.trainables().into_iter().map(|(name, _)| name).collect();
-    let arrays = noisy(&model);
-    let (_, gradients) = loss_and_gradients(&mut model, &arrays, Training::default());
+    model.set_trainables(&noisy(&model)).unwrap();
+    let (_, gradients) = loss_and_gradients(&mut model, &TEXT, Training::default());
     assert_eq!(names.iter().filter(|name| name.ends_with(".m")).count(), 14);
     for (name, gradient) in names.iter().zip(&gradients) {
         assert!(largest(gradient) > 0.0, "{name}");
@@ -157,14 +156,14 @@ fn activation_checkpointing_changes_no_bit() {
             )
             .unwrap();
         model.train(trainable).unwrap();
-        let arrays = noisy(&model);
+        model.set_trainables(&noisy(&model)).unwrap();
         let key = mlx_rs::random::key(9).unwrap();
         let run = |model: &mut Model, activation_checkpointing| {
             let training = Training {
                 dropout_key: Some(&key),
                 activation_checkpointing,
             };
-            loss_and_gradients(model, &arrays, training)
+            loss_and_gradients(model, &TEXT, training)
         };
         let (plain_loss, plain) = run(&mut model, false);
         let (checkpointed_loss, checkpointed) = run(&mut model, true);
@@ -190,12 +189,12 @@ fn dropout_key_decides_the_pass() {
             1,
         )
         .unwrap();
-    let arrays = noisy(&model);
+    model.set_trainables(&noisy(&model)).unwrap();
     let mut run = |seed: Option<u64>| {
         let key = seed.map(|seed| mlx_rs::random::key(seed).unwrap());
         loss_and_gradients(
             &mut model,
-            &arrays,
+            &TEXT,
             Training {
                 dropout_key: key.as_ref(),
                 ..Training::default()
