@@ -263,7 +263,12 @@ fn bf16_chunks_agree_with_bf16_full_loss() {
     let weights = Array::from_slice(&batch.weights, &[2, 4]);
     let run = |loss: &dyn Fn(&Array) -> Array| {
         let one = Array::from_f32(1.0);
-        let (v, g) = fallible_vjp(|a: &[Array]| Ok(vec![loss(&a[0])]), &[hidden.clone()], &[one]).unwrap();
+        let (v, g) = fallible_vjp(
+            |a: &[Array]| Ok(vec![loss(&a[0])]),
+            std::slice::from_ref(&hidden),
+            &[one],
+        )
+        .unwrap();
         (
             v[0].item_exact::<f32>(),
             g[0].as_dtype(Dtype::Float32)

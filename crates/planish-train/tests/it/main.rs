@@ -1,4 +1,5 @@
 //! Integration tests of training.
+#![allow(clippy::unwrap_used)] // helpers of tests may panic
 
 mod optimizers;
 mod sft;

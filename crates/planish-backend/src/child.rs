@@ -1,0 +1,78 @@
+//! What the probe process does: the stages, one JSON line each, flushed as they come.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use crate::report::{Backend, Check, DeviceReport};
+use crate::stages::{self, Sink};
+use crate::{Error, Result};
+
+/// The hidden subcommand that a program hands to [`child_main`].
+pub const PROBE_COMMAND: &str = "__probe";
+
+/// Probes one device and writes what it finds into a file. `arguments` are those after [`PROBE_COMMAND`].
+///
+/// Not standard output: MLX's own error handler prints there.
+///
+/// # Errors
+/// [`Error::Usage`]; [`Error::Io`]; those of MLX, which the parent reads as a failed stage.
+pub fn child_main(arguments: &[String]) -> Result<()> {
+    let [backend, path, seed] = arguments else {
+        return Err(Error::Usage);
+    };
+    let backend: Backend = backend.parse().map_err(|_| Error::Usage)?;
+    let seed: u64 = seed.parse().map_err(|_| Error::Usage)?;
+    let path = PathBuf::from(path);
+    let file = File::create(&path).map_err(|source| Error::Io {
+        path: path.clone(),
+        action: "create",
+        source,
+    })?;
+    let mut lines = Lines { file, path };
+    lines.write(json!({"event": "start", "mlx_version": planish_mlx::version()?}))?;
+    if let Err(error) = stages::run(backend, seed, &mut lines) {
+        lines.write(json!({"event": "error", "message": error.to_string()}))?;
+    }
+    lines.write(json!({"event": "done"}))
+}
+
+struct Lines {
+    file: File,
+    path: PathBuf,
+}
+
+impl Lines {
+    fn write(&mut self, line: serde_json::Value) -> Result<()> {
+        let text = format!("{line}\n");
+        let io = |source| Error::Io {
+            path: self.path.clone(),
+            action: "append to",
+            source,
+        };
+        self.file
+            .write_all(text.as_bytes())
+            .and_then(|()| self.file.flush())
+            .map_err(io)
+    }
+}
+
+impl Sink for Lines {
+    fn stage(&mut self, name: &str) -> Result<()> {
+        self.write(json!({"event": "stage", "stage": name}))
+    }
+
+    fn device(&mut self, device: &DeviceReport) -> Result<()> {
+        self.write(json!({"event": "device", "device": device}))
+    }
+
+    fn check(&mut self, check: &Check) -> Result<()> {
+        self.write(json!({"event": "check", "check": check}))
+    }
+
+    fn speed(&mut self, gflops: f64) -> Result<()> {
+        self.write(json!({"event": "speed", "gflops": gflops}))
+    }
+}
