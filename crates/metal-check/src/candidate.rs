@@ -210,7 +210,8 @@ pub fn candidates(scope: &Scope) -> Vec<Candidate> {
                             target: (*target).to_owned(),
                             is_control: false,
                         };
-                        if !list.contains(&candidate) && !(route == Route::SourceJit && !features.is_gpu()) {
+                        let makes_sense = route == Route::Source || features.is_gpu();
+                        if makes_sense && !list.contains(&candidate) {
                             list.push(candidate);
                         }
                     }

@@ -156,20 +156,20 @@ mod tests {
     fn changes() {
         let (works, fails) = (entry("1", Verdict::Works, "NONE"), entry("1", Verdict::BuildFail, "A"));
         check(&[], works.clone(), Change::New);
-        check(&[fails.clone()], entry("2", Verdict::Works, "NONE"), Change::NowWorks);
-        check(&[works.clone()], entry("2", Verdict::RunFail, "B"), Change::Regressed);
+        check(std::slice::from_ref(&fails), entry("2", Verdict::Works, "NONE"), Change::NowWorks);
+        check(std::slice::from_ref(&works), entry("2", Verdict::RunFail, "B"), Change::Regressed);
         check(
-            &[fails.clone()],
+            std::slice::from_ref(&fails),
             entry("2", Verdict::BuildFail, "A"),
             Change::StillFailing,
         );
         check(
-            &[fails.clone()],
+            std::slice::from_ref(&fails),
             entry("2", Verdict::BuildFail, "B"),
             Change::StillFailingDifferently,
         );
         check(
-            &[works.clone()],
+            std::slice::from_ref(&works),
             entry("2", Verdict::WorksSlow, "NONE"),
             Change::Unchanged,
         );

@@ -27,10 +27,11 @@ pub const ENVIRONMENT: [&str; 12] = [
 ];
 
 /// The questions, label first. An absent program is an answer too.
-const QUESTIONS: [(&str, &[&str]); 22] = [
+const QUESTIONS: [(&str, &[&str]); 23] = [
     ("sw_vers", &["sw_vers"]),
     ("uname -s", &["uname", "-s"]),
     ("uname -m", &["uname", "-m"]),
+    ("sysctl arm64", &["sysctl", "-n", "hw.optional.arm64"]),
     ("sysctl proc_translated", &["sysctl", "-n", "sysctl.proc_translated"]),
     ("sysctl model", &["sysctl", "-n", "hw.model"]),
     ("sysctl memory", &["sysctl", "-n", "hw.memsize"]),
@@ -155,7 +156,8 @@ fn read(answers: &BTreeMap<&str, Outcome>, environment: &BTreeMap<String, String
         kernel: answer("uname -s"),
         os: field("sw_vers", "ProductVersion:").and_then(|text| text.parse().ok()),
         os_build: field("sw_vers", "BuildVersion:"),
-        arch: answer("uname -m"),
+        // `uname` says x86_64 inside Rosetta; the processor is what matters, and `translated` tells the rest.
+        arch: answer("sysctl arm64").filter(|text| text == "1").map(|_| "arm64".to_owned()).or_else(|| answer("uname -m")),
         translated: answer("sysctl proc_translated").map(|text| text == "1"),
         model: answer("sysctl model"),
         chip: answer("sysctl chip"),
@@ -239,7 +241,7 @@ fn decide(host: &Host, answers: &BTreeMap<&str, Outcome>) -> Vec<Finding> {
     } else if host
         .rustc_host
         .as_deref()
-        .is_some_and(|triple| triple.starts_with("x86_64"))
+        .is_some_and(|triple| triple == "x86_64-apple-darwin")
     {
         findings.push(finding(
             "ARCH_X86_64",
@@ -391,7 +393,8 @@ mod tests {
             ("sw_vers", says(&versions)),
             ("uname -s", says("Darwin\n")),
             ("uname -m", says("arm64\n")),
-            ("sysctl proc_translated", says("0\n")),
+            ("sysctl arm64", &["sysctl", "-n", "hw.optional.arm64"]),
+    ("sysctl proc_translated", says("0\n")),
             ("sysctl chip", says("Apple M2 Pro\n")),
             ("sysctl memory", says("34359738368\n")),
             ("which cmake", says("/opt/homebrew/bin/cmake\n")),

@@ -20,6 +20,8 @@ pub struct Spec {
     pub timeout_ms: u64,
     /// File that gets both streams, with a time before each line. Without it they come back in the outcome.
     pub log: Option<String>,
+    /// File that the command itself writes and whose text is wanted.
+    pub report: Option<String>,
 }
 
 /// What came of a command.
@@ -37,6 +39,8 @@ pub struct Outcome {
     pub stdout: String,
     /// Standard error.
     pub stderr: String,
+    /// Text of [`Spec::report`] after the command.
+    pub report: Option<String>,
     /// Duration in milliseconds.
     pub wall_ms: u64,
 }
