@@ -83,6 +83,34 @@ pub fn split_key(key: &Array, count: i32) -> Result<Array> {
     })
 }
 
+/// `array`, computed only after `others` are: an order for what a lazy graph would otherwise run in any order.
+///
+/// Memory depends on it: of two large intermediates only the first is alive when the second waits for its result.
+///
+/// # Errors
+/// [`crate::Error::Mlx`].
+///
+/// # Example
+/// ```
+/// use planish_mlx::{Array, ops};
+/// let first = Array::from_f32(1.0).square()?;
+/// let second = ops::after(&Array::from_f32(2.0), &[first])?;
+/// assert_eq!(second.item_exact::<f32>(), 2.0);
+/// # Ok::<(), planish_mlx::Error>(())
+/// ```
+pub fn after(array: &Array, others: &[Array]) -> Result<Array> {
+    let inputs = raw::ArrayList::of(std::slice::from_ref(array))?;
+    let others = raw::ArrayList::of(others)?;
+    let mut outputs = raw::ArrayList::empty();
+    // SAFETY: all lists are live during the call.
+    let status = unsafe { mlx_sys::mlx_depends(outputs.as_mut_ptr(), inputs.handle(), others.handle()) };
+    raw::check(status, "order two arrays")?;
+    match outputs.to_vec()?.pop() {
+        Some(array) => Ok(array),
+        None => Err(crate::Error::Operation("order two arrays: nothing came back".to_owned())),
+    }
+}
+
 fn stream_handle(stream: &Stream) -> mlx_sys::mlx_stream {
     stream.as_ptr()
 }
