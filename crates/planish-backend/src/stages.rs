@@ -24,6 +24,9 @@ pub(crate) trait Sink {
     fn speed(&mut self, gflops: f64) -> Result<()>;
 }
 
+/// Says whether every check of it passed.
+type Stage = fn(&Probe, &mut dyn Sink) -> Result<bool>;
+
 /// Runs all stages of one device; stops after the first stage with a failed check.
 pub(crate) fn run(backend: Backend, seed: u64, sink: &mut dyn Sink) -> Result<()> {
     planish_mlx::install_error_handler();
@@ -40,7 +43,7 @@ pub(crate) fn run(backend: Backend, seed: u64, sink: &mut dyn Sink) -> Result<()
         return Ok(());
     }
     let probe = Probe { kind, seed };
-    let stages: [(&str, fn(&Probe, &mut dyn Sink) -> Result<bool>); 4] = [
+    let stages: [(&str, Stage); 4] = [
         ("add", Probe::add),
         ("matmul", Probe::matmul),
         ("ops", Probe::ops),

@@ -61,13 +61,20 @@ where
     let states = positions.gather(hidden)?; // [t, d]
     let chunk_tokens = chunk_size(chunk_tokens)?;
     let constant_states = stop_gradient(&states).map_err(Error::from)?;
-    let chunks = (0..positions.len() as i32)
-        .step_by(chunk_tokens as usize)
-        .map(|start| {
-            let rows = start..(start + chunk_tokens).min(positions.len() as i32);
-            chunk_loss(&constant_states, head, &positions.targets, rows, options)
-        })
-        .collect::<Result<Vec<_>, E>>()?;
+    let n_positions = positions.len() as i32;
+    let mut chunks: Vec<Chunk> = Vec::new();
+    for start in (0..n_positions).step_by(chunk_tokens as usize) {
+        let rows = start..(start + chunk_tokens).min(n_positions);
+        let previous = chunks.last();
+        chunks.push(chunk_loss(
+            &constant_states,
+            head,
+            &positions.targets,
+            rows,
+            previous,
+            options,
+        )?);
+    }
     let nll = concatenate(chunks.iter().map(|c| &c.nll))?;
     let objective = concatenate(chunks.iter().map(|c| &c.objective))?;
     let gradient = concatenate(chunks.iter().map(|c| &c.gradient))?;
@@ -193,13 +200,23 @@ fn chunk_loss<E>(
     head: &Head<'_, E>,
     targets: &Array,
     rows: std::ops::Range<i32>,
+    previous: Option<&Chunk>,
     options: &TokenLossOptions,
 ) -> Result<Chunk, E>
 where
     E: From<Error> + std::fmt::Display,
 {
     let rows = ops::arange::<_, i32>(rows.start, rows.end, 1).map_err(Error::from)?;
-    let states = take_axis(states, &rows, 0).map_err(Error::from)?; // [c, d]
+    let mut states = take_axis(states, &rows, 0).map_err(Error::from)?; // [c, d]
+    if let Some(previous) = previous {
+        // Else the graph would compute the logits of all chunks before it reduces any.
+        let done = [
+            previous.objective.clone(),
+            previous.nll.clone(),
+            previous.gradient.clone(),
+        ];
+        states = planish_mlx::ops::after(&states, &done).map_err(Error::from)?;
+    }
     let targets = take_axis(targets, &rows, 0).map_err(Error::from)?; // [c]
     let logits = head(&states)?; // [c, v]
     let (nll, objective, logit_gradient) = logit_loss(&logits, &targets, options)?;

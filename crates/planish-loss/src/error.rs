@@ -8,6 +8,10 @@ pub enum Error {
     #[error("MLX: {}", .0.what())]
     Mlx(#[from] Exception),
 
+    /// A call into MLX failed.
+    #[error(transparent)]
+    MlxLayer(#[from] planish_mlx::Error),
+
     /// Two inputs do not fit together.
     #[error("{what}: expected shape {expected:?}, found {found:?}")]
     ShapeMismatch {

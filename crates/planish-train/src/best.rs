@@ -106,7 +106,7 @@ mod tests {
         [3.0, 2.0, 2.1]
             .iter()
             .enumerate()
-            .for_each(|(i, &loss)| drop(first.offer(i, loss)));
+            .for_each(|(i, &loss)| _ = first.offer(i, loss));
         let mut resumed = Best::new(3, 0.0);
         resumed.restore(first.found(), first.without_new());
         assert_eq!(resumed, first);

@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn memory_restores_the_same_guard() {
         let mut guard = Guard::default();
-        (0..100).for_each(|i| drop(guard.judge(f64::from(i), true)));
+        (0..100).for_each(|i| _ = guard.judge(f64::from(i), true));
         guard.judge(0.0, false);
         let (norms, refused) = guard.memory();
         assert_eq!(Guard::with_memory(&norms, refused), guard);

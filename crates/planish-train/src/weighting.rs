@@ -115,9 +115,10 @@ impl ExampleWeights {
         let normalisers = self.normalisers()?;
         let rows = provenance(data).ok()?;
         let weighting = options.weighting;
-        rows.iter()
-            .any(Option::is_some)
-            .then(|| move |example: usize| weighting.weight(rows.get(example).copied().flatten(), &normalisers))
+        if rows.iter().all(Option::is_none) {
+            return None;
+        }
+        Some(move |example: usize| weighting.weight(rows.get(example).copied().flatten(), &normalisers))
     }
 }
 

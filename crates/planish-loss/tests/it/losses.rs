@@ -342,3 +342,56 @@ fn err_in_the_head_comes_back_unchanged() {
     let refused = chunked_cross_entropy(&batch.hidden(), &project, &batch.positions(), 64, &options(0.0, 0.0));
     assert!(matches!(refused, Err(Error::LengthMismatch { what: "made up", .. })));
 }
+
+/// Runs one test of this binary in a process of its own, since memory counters belong to the whole process.
+fn alone(test: &str) -> bool {
+    const MARK: &str = "PLANISH_TEST_ALONE";
+    if std::env::var_os(MARK).is_some() {
+        return true;
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = command
+        .args([test, "--exact", "--nocapture"])
+        .env(MARK, "1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(stdout.contains("1 passed"), "{test} was not found: {stdout}");
+    print!("{stdout}");
+    false
+}
+
+#[test]
+fn chunks_need_less_than_a_quarter_of_the_memory() {
+    if !alone("losses::chunks_need_less_than_a_quarter_of_the_memory") {
+        return;
+    }
+    let (tokens, vocabulary, dims) = (2048, 16_384, 16);
+    let hidden = Array::from_slice(&noise((tokens * dims) as usize, 3), &[1, tokens, dims]);
+    let head = Array::from_slice(&noise((vocabulary * dims) as usize, 4), &[vocabulary, dims]);
+    let targets: Vec<i32> = (0..tokens).map(|i| i * 7 % vocabulary).collect();
+    let positions = TrainedPositions::select(&targets, &vec![1.0; tokens as usize]).unwrap();
+    let target_array = Array::from_slice(&targets, &[1, tokens]);
+    mlx_rs::transforms::eval([&hidden, &head]).unwrap();
+    let peak = |loss: &dyn Fn(&Array) -> Array| {
+        mlx_rs::memory::clear_cache().unwrap();
+        mlx_rs::memory::reset_peak_memory().unwrap();
+        let before = mlx_rs::memory::active_memory().unwrap();
+        let (value, _) = value_and_gradients(std::slice::from_ref(&hidden), |a| loss(&a[0]));
+        (value, mlx_rs::memory::peak_memory().unwrap() - before)
+    };
+    let o = options(0.0, 0.0);
+    let (full, full_peak) = peak(&|h| {
+        let logits = h.matmul(head.transpose().unwrap()).unwrap();
+        cross_entropy(&logits, &target_array, &o)
+            .unwrap()
+            .objective
+            .sum(false)
+            .unwrap()
+    });
+    let (chunks, chunk_peak) = peak(&|h| chunked(h, &head, &positions, 128, &o).objective.sum(false).unwrap());
+    assert!((full / chunks - 1.0).abs() < 1e-5);
+    println!("peak: {full_peak} bytes in one piece, {chunk_peak} in chunks");
+    assert!(chunk_peak * 4 < full_peak, "{chunk_peak} of {full_peak}");
+}

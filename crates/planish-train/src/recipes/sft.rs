@@ -188,7 +188,11 @@ impl<'a> Run<'a> {
         let inputs = resume::inputs(options, &sft.identity, sft.train, &plan);
         let modules = attach(model, options)?;
         let optimizer = Optimizer::new(options.rule.clone(), options.groups, &model.trainables())?;
-        let (files, checkpoint, mut notes) = open(sft)?;
+        let Opened {
+            files,
+            checkpoint,
+            mut notes,
+        } = open(sft)?;
         notes.extend(weights.notes().iter().cloned());
         let mut run = Self {
             sft,
@@ -644,10 +648,22 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The output folder, the checkpoint to go on from with its directory, and what to say about it.
-fn open(sft: &Sft<'_>) -> Result<(RunDir, Option<(PathBuf, Checkpoint)>, Vec<String>)> {
+/// An output folder that is ready to be written to.
+struct Opened {
+    files: RunDir,
+    /// What to go on from, and its directory.
+    checkpoint: Option<(PathBuf, Checkpoint)>,
+    /// What to say about it.
+    notes: Vec<String>,
+}
+
+fn open(sft: &Sft<'_>) -> Result<Opened> {
     if sft.resume == Resume::Fresh {
-        return Ok((RunDir::create(sft.out)?, None, Vec::new()));
+        return Ok(Opened {
+            files: RunDir::create(sft.out)?,
+            checkpoint: None,
+            notes: Vec::new(),
+        });
     }
     let verify = if sft.options.tuning == Tuning::Full {
         Verify::SizesOnly
@@ -656,7 +672,11 @@ fn open(sft: &Sft<'_>) -> Result<(RunDir, Option<(PathBuf, Checkpoint)>, Vec<Str
     };
     let (checkpoints, found) = RunDir::find(sft.out, verify)?;
     let note = found.to_string();
-    Ok((RunDir::of(checkpoints)?, found.found, vec![note]))
+    Ok(Opened {
+        files: RunDir::of(checkpoints)?,
+        checkpoint: found.found,
+        notes: vec![note],
+    })
 }
 
 fn checkpoint_name(dir: &Path) -> String {

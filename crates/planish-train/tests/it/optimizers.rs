@@ -136,7 +136,7 @@ fn adam_without_bias_correction_follows_mlx_lm() {
 
 #[test]
 fn sgd_follows_its_formula() {
-    let mut b = vec![0.0; 12];
+    let mut b = [0.0; 12];
     check_trace(
         Rule::Sgd(Sgd {
             momentum: 0.9,
