@@ -174,6 +174,10 @@ settings! {
         eval_every: Option<usize> = None,
         /// End with the adapter of the best evaluation instead of the last one.
         save_best: bool = true,
+        /// Evaluations without a better loss after which the run ends; 0 = never.
+        patience: usize = 0,
+        /// How much lower the validation loss must be to count as better.
+        min_delta: f64 = 0.0,
         /// Compute activations again in the backward pass instead of keeping them: less memory, more time.
         checkpointing: bool = false,
     }
@@ -186,8 +190,12 @@ settings! {
         learning_rate: f64 = 1e-4,
         /// Share of each matrix taken away per unit of learning rate.
         weight_decay: f64 = 0.01,
-        /// Memory of the first and second moment.
+        /// Memory of the first and second moment, for adamw, adam and lion.
         betas: [f64; 2] = [0.9, 0.999],
+        /// Memory of past gradients, for sgd and muon.
+        momentum: f64 = 0.9,
+        /// Learning rate of `lora_b` relative to all else (LoRA+): 1 = equal, 16 is usual.
+        lora_b_ratio: f64 = 1.0,
         /// Added to the denominator of the update.
         eps: f64 = 1e-8,
         /// Largest norm of the gradient over all parameters; longer ones are scaled down. 0 = no limit.
@@ -202,6 +210,12 @@ settings! {
         warmup_steps: Option<usize> = None,
         /// Learning rate at the end.
         min_learning_rate: f64 = 0.0,
+        /// Falls of `cosine_restarts`.
+        cycles: usize = 1,
+        /// Exponent of `polynomial`.
+        power: f64 = 1.0,
+        /// Share of the updates after the warm-up in which `wsd` falls.
+        decay_share: f64 = 0.2,
     }
 
     /// What is minimised.
@@ -210,6 +224,10 @@ settings! {
         name: LossName = LossName::CrossEntropy,
         /// Trained positions whose logits exist at one time. Unset: all when they are small, else 1024.
         chunk_tokens: Option<usize> = None,
+        /// Share of the target that is spread over the whole vocabulary, from 0 to below 1.
+        label_smoothing: f64 = 0.0,
+        /// Factor of the squared log-normaliser, which keeps logits small; 0.0001 is usual, 0 = off.
+        z_loss: f64 = 0.0,
     }
 
     /// Weighting of rows by the authority of their source.
@@ -300,6 +318,16 @@ words! {
     OptimizerName {
         /// Adam with bias correction and decoupled weight decay.
         Adamw = "adamw",
+        /// Adam with bias correction, without weight decay.
+        Adam = "adam",
+        /// Gradient descent with momentum.
+        Sgd = "sgd",
+        /// The sign of an averaged gradient; wants a learning rate some 5 times smaller.
+        Lion = "lion",
+        /// Averaged gradients made orthogonal, for matrices; wants a learning rate some 10 times larger.
+        Muon = "muon",
+        /// Adam with the second moment kept as a row and a column.
+        Adafactor = "adafactor",
     }
 }
 
@@ -312,6 +340,12 @@ words! {
         Linear = "linear",
         /// Falls on half a cosine wave.
         Cosine = "cosine",
+        /// The same several times.
+        CosineRestarts = "cosine_restarts",
+        /// Falls as a power of what is left.
+        Polynomial = "polynomial",
+        /// Stays, then falls on a straight line.
+        Wsd = "wsd",
     }
 }
 

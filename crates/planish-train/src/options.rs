@@ -9,7 +9,7 @@ use planish_loss::TokenLossOptions;
 use planish_loss::distrust::{self, Link, Mode, Weighting};
 use planish_nn::{LoraConfig, LoraMethod, LoraScale};
 
-use crate::optimizer::{AdamW, Groups, Rule};
+use crate::optimizer::{Adafactor, Adam, AdamW, Groups, Lion, Muon, Rule, Sgd};
 use crate::schedule::Shape;
 use crate::{Error, Result};
 
@@ -200,11 +200,16 @@ impl SftOptions {
             activation_checkpointing: train.checkpointing,
             rule: rule(config),
             learning_rate: optimizer.learning_rate,
-            shape: match config.schedule.name {
-                ScheduleName::Constant => Shape::Constant,
-                ScheduleName::Linear => Shape::Linear,
-                ScheduleName::Cosine => Shape::Cosine,
+            shape: shape(config),
+            groups: Groups {
+                lora_b_ratio: optimizer.lora_b_ratio,
             },
+            loss: TokenLossOptions {
+                label_smoothing: config.loss.label_smoothing as f32,
+                z_loss: config.loss.z_loss as f32,
+            },
+            patience: train.patience,
+            min_delta: train.min_delta,
             min_learning_rate: config.schedule.min_learning_rate,
             warmup_steps: config.schedule.warmup_steps,
             clip_norm: Some(optimizer.clip_norm).filter(|norm| *norm > 0.0),
@@ -286,12 +291,51 @@ fn tuning(config: &RunConfig) -> Result<Tuning> {
 
 fn rule(config: &RunConfig) -> Rule {
     let optimizer = &config.optimizer;
+    let (betas, eps, weight_decay) = (optimizer.betas, optimizer.eps, optimizer.weight_decay);
+    let adamw = AdamW {
+        betas,
+        eps,
+        weight_decay,
+    };
     match optimizer.name {
-        OptimizerName::Adamw => Rule::AdamW(AdamW {
-            betas: optimizer.betas,
-            eps: optimizer.eps,
-            weight_decay: optimizer.weight_decay,
+        OptimizerName::Adamw => Rule::AdamW(adamw),
+        OptimizerName::Adam => Rule::Adam(Adam {
+            betas,
+            eps,
+            ..Adam::default()
         }),
+        OptimizerName::Sgd => Rule::Sgd(Sgd {
+            momentum: optimizer.momentum,
+            nesterov: false,
+            weight_decay,
+        }),
+        OptimizerName::Lion => Rule::Lion(Lion { betas, weight_decay }),
+        OptimizerName::Muon => Rule::Muon(Muon {
+            momentum: optimizer.momentum,
+            weight_decay,
+            fallback: adamw,
+            ..Muon::default()
+        }),
+        OptimizerName::Adafactor => Rule::Adafactor(Adafactor {
+            weight_decay,
+            ..Adafactor::default()
+        }),
+    }
+}
+
+fn shape(config: &RunConfig) -> Shape {
+    let schedule = &config.schedule;
+    match schedule.name {
+        ScheduleName::Constant => Shape::Constant,
+        ScheduleName::Linear => Shape::Linear,
+        ScheduleName::Cosine => Shape::Cosine,
+        ScheduleName::CosineRestarts => Shape::CosineRestarts {
+            cycles: u32::try_from(schedule.cycles).unwrap_or(u32::MAX),
+        },
+        ScheduleName::Polynomial => Shape::Polynomial { power: schedule.power },
+        ScheduleName::Wsd => Shape::Wsd {
+            decay_share: schedule.decay_share,
+        },
     }
 }
 
@@ -317,5 +361,69 @@ fn distrust_options(config: &RunConfig) -> DistrustOptions {
             ..Weighting::default()
         },
         force: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(assignments: &[&str]) -> SftOptions {
+        let mut builder = RunConfig::builder();
+        for assignment in assignments {
+            builder = builder.set(assignment).unwrap();
+        }
+        SftOptions::from_config(&builder.build().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn every_optimizer_and_schedule_word_reaches_the_run() {
+        for name in OptimizerName::ALL {
+            assert_eq!(options(&[&format!("optimizer.name={name}")]).rule.name(), name.word());
+        }
+        let shape = |text: &str| {
+            options(&[
+                text,
+                "schedule.cycles=3",
+                "schedule.power=2",
+                "schedule.decay_share=0.5",
+            ])
+            .shape
+        };
+        assert_eq!(shape("schedule.name=constant"), Shape::Constant);
+        assert_eq!(
+            shape("schedule.name=cosine_restarts"),
+            Shape::CosineRestarts { cycles: 3 }
+        );
+        assert_eq!(shape("schedule.name=polynomial"), Shape::Polynomial { power: 2.0 });
+        assert_eq!(shape("schedule.name=wsd"), Shape::Wsd { decay_share: 0.5 });
+    }
+
+    #[test]
+    fn keys_arrive_where_they_belong() {
+        let found = options(&[
+            "optimizer.lora_b_ratio=16",
+            "optimizer.clip_norm=0",
+            "loss.label_smoothing=0.25",
+            "loss.z_loss=0.5",
+            "train.patience=3",
+            "train.min_delta=0.125",
+            "loss.distrust.mode=weight",
+            "loss.distrust.link=tempered",
+        ]);
+        assert_eq!(found.groups.lora_b_ratio, 16.0);
+        assert_eq!(found.clip_norm, None);
+        assert_eq!(
+            found.loss,
+            TokenLossOptions {
+                label_smoothing: 0.25,
+                z_loss: 0.5
+            }
+        );
+        assert_eq!((found.patience, found.min_delta), (3, 0.125));
+        assert_eq!(
+            (found.distrust.mode, found.distrust.weighting.link),
+            (Mode::Weight, Link::Tempered { tau: 4.0 })
+        );
     }
 }

@@ -394,7 +394,7 @@ mod tests {
         );
         check_err(
             from("[schedule]\nname = \"cosin\""),
-            "run.toml:2: `schedule.name`: found \"cosin\", expected one of constant, linear, cosine; nearest is cosine",
+            "run.toml:2: `schedule.name`: found \"cosin\", expected one of constant, linear, cosine, cosine_restarts, polynomial, wsd; nearest is cosine",
         );
         check_err(
             RunConfig::builder().set("train.steps=-1").map(|_| ()),

@@ -75,7 +75,18 @@ impl RunConfig {
             )?;
         }
 
+        share("optimizer.momentum", optimizer.momentum)?;
+        positive("optimizer.lora_b_ratio", Some(optimizer.lora_b_ratio))?;
+        not_negative("train.min_delta", train.min_delta)?;
+        at_least("schedule.cycles", Some(schedule.cycles), 1)?;
+        positive("schedule.power", Some(schedule.power))?;
+        let decay_share = schedule.decay_share;
+        let is_share = decay_share > 0.0 && decay_share <= 1.0;
+        rule("schedule.decay_share", decay_share, is_share, "above 0 and at most 1")?;
+
         at_least("loss.chunk_tokens", loss.chunk_tokens, 1)?;
+        share("loss.label_smoothing", loss.label_smoothing)?;
+        not_negative("loss.z_loss", loss.z_loss)?;
         rule("loss.distrust.alpha", distrust.alpha, (2.3..=3.0).contains(&distrust.alpha), "from 2.3 to 3")?;
         share("loss.distrust.floor", distrust.floor)?;
         rule("loss.distrust.cap", distrust.cap, distrust.cap > 1.0, "above 1")?;
@@ -196,6 +207,14 @@ mod tests {
                 "schedule.min_learning_rate=1",
                 "at most optimizer.learning_rate = 0.0001",
             ),
+            ("optimizer.momentum=1", "at least 0 and below 1"),
+            ("optimizer.lora_b_ratio=0", "above 0"),
+            ("train.min_delta=-1", "0 or above"),
+            ("schedule.cycles=0", "at least 1"),
+            ("schedule.power=0", "above 0"),
+            ("schedule.decay_share=0", "above 0 and at most 1"),
+            ("loss.label_smoothing=1", "at least 0 and below 1"),
+            ("loss.z_loss=-1", "0 or above"),
             ("loss.chunk_tokens=0", "at least 1"),
             ("loss.distrust.alpha=2", "from 2.3 to 3"),
             ("loss.distrust.floor=1", "at least 0 and below 1"),

@@ -358,7 +358,10 @@ fn alone(test: &str) -> bool {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(stdout.contains("1 passed"), "{test} was not found: {stdout}");
-    print!("{stdout}");
+    #[allow(clippy::print_stderr)]
+    {
+        eprintln!("{stdout}");
+    }
     false
 }
 
