@@ -1,7 +1,7 @@
 //! A loss curve, as text and as SVG.
 
 /// The curve in characters, the scale on the left.
-pub fn as_text(losses: &[f64]) -> String {
+pub(crate) fn as_text(losses: &[f64]) -> String {
     const ROWS: usize = 12;
     const COLUMNS: usize = 72;
     let highest = highest(losses);
@@ -30,7 +30,7 @@ pub fn as_text(losses: &[f64]) -> String {
 }
 
 /// The curve as a drawing, readable on light and dark pages.
-pub fn as_svg(losses: &[f64]) -> String {
+pub(crate) fn as_svg(losses: &[f64]) -> String {
     const WIDTH: f64 = 640.0;
     const HEIGHT: f64 = 320.0;
     const MARGIN: f64 = 40.0;

@@ -6,14 +6,14 @@ use planish_hub::Event as HubEvent;
 use planish_train::{Event, Observer};
 
 /// Draws the bar and remembers the losses.
-pub struct Progress {
+pub(crate) struct Progress {
     bar: ProgressBar,
     /// The loss of every step.
-    pub losses: Vec<f64>,
+    pub(crate) losses: Vec<f64>,
 }
 
 impl Progress {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             bar: ProgressBar::no_length(),
             losses: Vec::new(),
@@ -36,13 +36,18 @@ impl Observer for Progress {
             }
             Event::Report(report) => {
                 self.losses.push(report.loss);
-                self.bar.set_position(report.position.step as u64);
-                self.bar.set_message(format!(
+                let figures = format!(
                     "loss {:.3} · {:.0} tokens/s · {} at most",
                     report.loss,
                     report.tokens_per_second,
                     format_bytes(report.memory.peak_bytes)
-                ));
+                );
+                // Where nobody sees a bar, a line now and then takes its place.
+                if self.bar.is_hidden() && report.position.step.is_multiple_of(10) {
+                    println!("step {}: {figures}", report.position.step);
+                }
+                self.bar.set_position(report.position.step as u64);
+                self.bar.set_message(figures);
             }
             Event::Evaluated(eval) => {
                 let (step, loss) = (eval.position.step, eval.loss);
@@ -59,7 +64,7 @@ impl Observer for Progress {
 }
 
 /// A line for each thing that is downloaded, unpacked, checked or converted.
-pub fn show_download(event: HubEvent<'_>) {
+pub(crate) fn show_download(event: HubEvent<'_>) {
     if let HubEvent::Began {
         stage,
         item,

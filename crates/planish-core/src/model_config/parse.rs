@@ -584,6 +584,14 @@ mod tests {
             "`rope_parameters` = {\"full_attention\":{\"rope_type\":\"default\"}} is not supported: one set of parameters for all layers",
         );
         assert!(parse("llama", json!({"rope_theta": 1e-60})).is_err(), "vanishes in f32");
+        // Equal factors would divide by zero.
+        let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192});
+        check_err(
+            "llama",
+            json!({"rope_scaling": llama3}),
+            "`rope_scaling.low_freq_factor`: found 4, expected less than high_freq_factor = 4",
+        );
     }
 
     #[test]

@@ -87,7 +87,12 @@ impl RunConfig {
         at_least("loss.chunk_tokens", loss.chunk_tokens, 1)?;
         share("loss.label_smoothing", loss.label_smoothing)?;
         not_negative("loss.z_loss", loss.z_loss)?;
-        rule("loss.distrust.alpha", distrust.alpha, (2.3..=3.0).contains(&distrust.alpha), "from 2.3 to 3")?;
+        rule(
+            "loss.distrust.alpha",
+            distrust.alpha,
+            (2.3..=3.0).contains(&distrust.alpha),
+            "from 2.3 to 3",
+        )?;
         share("loss.distrust.floor", distrust.floor)?;
         rule("loss.distrust.cap", distrust.cap, distrust.cap > 1.0, "above 1")?;
         if let Some(lambda) = distrust.lambda {
