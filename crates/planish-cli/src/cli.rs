@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{adapter, completions, data, eval, generate, import, logits, pull, train};
+use crate::commands::{adapter, completions, data, eval, export_coreml, fuse, generate, import, logits, pull, train};
 
 /// Fine-tune language models with Apple's MLX
 #[derive(Parser)]
@@ -20,6 +20,8 @@ pub(crate) enum Command {
     Eval(eval::Args),
     Generate(generate::Args),
     Logits(logits::Args),
+    Fuse(fuse::Args),
+    Export(export_coreml::Args),
     Adapter(adapter::Args),
     Data(data::Args),
     Completions(completions::Args),

@@ -4,6 +4,8 @@ pub(crate) mod adapter;
 pub(crate) mod completions;
 pub(crate) mod data;
 pub(crate) mod eval;
+pub(crate) mod export_coreml;
+pub(crate) mod fuse;
 pub(crate) mod generate;
 pub(crate) mod import;
 pub(crate) mod logits;
@@ -20,6 +22,8 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Logits(args) => logits::run(&args),
+        Command::Fuse(args) => fuse::run(&args),
+        Command::Export(args) => export_coreml::run(&args),
         Command::Adapter(args) => adapter::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Completions(args) => completions::run(&args),

@@ -1,11 +1,12 @@
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::io::{BufWriter, IsTerminal};
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Subcommand;
+use planish_core::fs::AtomicFile;
 use planish_core::model_config::ModelConfig;
 use planish_core::run_config::RunConfig;
-use planish_data::{Shown, ShownKind, SplitFiles, show};
+use planish_data::{DataOptions, Shown, ShownKind, SplitFiles, score_file, show};
 
 use crate::data::{self, Text};
 use crate::output;
@@ -33,15 +34,55 @@ enum Command {
         #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
         assignments: Vec<String>,
     },
+    /// Add provenance scores (a keyword heuristic) to rows that have none
+    Score {
+        /// JSONL file
+        file: PathBuf,
+        /// File to write instead of standard output
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let Command::Show {
-        data,
-        model,
-        rows,
-        assignments,
-    } = &args.command;
+    match &args.command {
+        Command::Show {
+            data,
+            model,
+            rows,
+            assignments,
+        } => show_rows(data, model, *rows, assignments),
+        Command::Score { file, out } => score_rows(file, out.as_deref()),
+    }
+}
+
+fn score_rows(file: &Path, out: Option<&Path>) -> Result<()> {
+    let max_line_bytes = DataOptions::default().max_line_bytes;
+    let report = match out {
+        None => score_file(file, &mut std::io::stdout().lock(), max_line_bytes)?,
+        Some(out) => {
+            let failed = || format!("cannot write {}", out.display());
+            let mut scored = BufWriter::new(AtomicFile::create(out).with_context(failed)?);
+            let report = score_file(file, &mut scored, max_line_bytes)?;
+            let written = scored
+                .into_inner()
+                .map_err(std::io::IntoInnerError::into_error)
+                .and_then(AtomicFile::commit);
+            written.with_context(failed)?;
+            report
+        }
+    };
+    output::note(&format!(
+        "{} rows: {} scored by keywords, {} by their evidence, {} kept theirs, {} too short to say anything",
+        report.rows, report.heuristic, report.evidence, report.kept, report.too_short
+    ));
+    for (label, rows) in &report.labels_without_prior {
+        output::note(&format!("warning: source_type {label:?} ({rows} rows) has no prior"));
+    }
+    Ok(())
+}
+
+fn show_rows(data: &Path, model: &Path, rows: usize, assignments: &[String]) -> Result<()> {
     let mut builder = RunConfig::builder();
     for assignment in assignments {
         builder = builder.set(assignment)?;
@@ -53,9 +94,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let file = if data.is_dir() {
         SplitFiles::find(data)?.train
     } else {
-        data.clone()
+        data.to_path_buf()
     };
-    for row in show(&file, &text.tokenizer, text.template.as_ref(), &options, *rows)? {
+    for row in show(&file, &text.tokenizer, text.template.as_ref(), &options, rows)? {
         match row {
             Ok(shown) => print(&shown)?,
             Err(error) => output::line(&format!("error: {error}\n"))?,

@@ -3,4 +3,6 @@
 #![allow(clippy::expect_used)] // A test that cannot go on must say why.
 
 mod basics;
+mod model_commands;
 mod run;
+mod train_command;

@@ -1,8 +1,10 @@
 //! Runs the program.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// What a run of the program gave.
+#[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
@@ -21,4 +23,22 @@ pub(crate) fn run(command: &mut Command) -> Ran {
         stdout: String::from_utf8(stdout).expect("UTF-8 on stdout"),
         stderr: String::from_utf8(stderr).expect("UTF-8 on stderr"),
     }
+}
+
+impl Ran {
+    /// Standard output of a run that must have gone well.
+    pub(crate) fn success(self) -> String {
+        assert_eq!(self.code, Some(0), "{}", self.stderr);
+        self.stdout
+    }
+}
+
+/// The tiny model: real weights of 4 MB.
+pub(crate) fn tiny_model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../planish-nn/tests/fixtures/tiny-llama-1m")
+}
+
+/// A path as an argument.
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().expect("a path of Unicode")
 }
