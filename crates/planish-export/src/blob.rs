@@ -73,7 +73,9 @@ impl BlobPlan {
     /// [`Error::Unsupported`] for a type that the weight file cannot hold.
     pub fn add(&mut self, dtype: DType, count: usize) -> Result<u64> {
         if dtype.blob_code().is_none() {
-            return Err(Error::Unsupported { what: format!("{dtype} values in a weight file") });
+            return Err(Error::Unsupported {
+                what: format!("{dtype} values in a weight file"),
+            });
         }
         let offset = self.file_len().next_multiple_of(ALIGNMENT);
         self.places.push(BlobPlace { dtype, count, offset });
@@ -128,7 +130,10 @@ impl BlobWriter {
     /// [`Error::Internal`] when the previous blob is incomplete or the plan has no more; [`Error::Io`].
     pub fn next_blob(&mut self) -> Result<BlobPlace> {
         self.require_complete()?;
-        let place = self.places.next().ok_or_else(|| Error::internal("more blobs than planned"))?;
+        let place = self
+            .places
+            .next()
+            .ok_or_else(|| Error::internal("more blobs than planned"))?;
         self.put(&[0; ALIGNMENT as usize][..(place.offset - self.position) as usize])?;
         self.put(&place.metadata())?;
         self.open = Some((place, place.byte_len()));
@@ -161,9 +166,10 @@ impl BlobWriter {
 
     fn require_complete(&self) -> Result<()> {
         match self.open {
-            Some((place, missing)) if missing > 0 => {
-                Err(Error::internal(format!("the blob at {} lacks {missing} bytes", place.offset)))
-            }
+            Some((place, missing)) if missing > 0 => Err(Error::internal(format!(
+                "the blob at {} lacks {missing} bytes",
+                place.offset
+            ))),
             _ => Ok(()),
         }
     }
@@ -198,9 +204,17 @@ impl BlobReader {
         file.read_exact(&mut header).map_err(Error::io(path))?;
         let version = u32_at(&header, 4);
         if version != VERSION {
-            return Err(Error::bad_package(path, format!("weight file version {version}, expected {VERSION}")));
+            return Err(Error::bad_package(
+                path,
+                format!("weight file version {version}, expected {VERSION}"),
+            ));
         }
-        Ok(Self { path: path.to_owned(), file, len, count: u32_at(&header, 0) })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            len,
+            count: u32_at(&header, 0),
+        })
     }
 
     /// Size of the file in bytes.
@@ -258,15 +272,24 @@ impl BlobReader {
             return Err(self.bad(offset, "no blob starts here (the sentinel is absent)"));
         }
         let code = u32_at(&raw, 4);
-        let dtype = DType::from_blob_code(code).ok_or_else(|| self.bad(offset, format!("unknown dtype code {code}")))?;
+        let dtype =
+            DType::from_blob_code(code).ok_or_else(|| self.bad(offset, format!("unknown dtype code {code}")))?;
         let (bytes, data_offset, padding_bits) = (u64_at(&raw, 8), u64_at(&raw, 16), u64_at(&raw, 24));
         if data_offset != offset + ALIGNMENT {
-            return Err(self.bad(offset, format!("data offset {data_offset}, expected {}", offset + ALIGNMENT)));
+            return Err(self.bad(
+                offset,
+                format!("data offset {data_offset}, expected {}", offset + ALIGNMENT),
+            ));
         }
         if data_offset.checked_add(bytes).is_none_or(|end| end > self.len) {
             return Err(self.bad(offset, format!("{bytes} bytes run past the end of the file")));
         }
-        Ok(Metadata { dtype, bytes, data_offset, padding_bits })
+        Ok(Metadata {
+            dtype,
+            bytes,
+            data_offset,
+            padding_bits,
+        })
     }
 
     fn read_at(&mut self, offset: u64, into: &mut [u8]) -> Result<()> {

@@ -164,7 +164,11 @@ pub fn unpack_bits(packed: &[u8], bits: usize, count: usize) -> Vec<u8> {
         .map(|i| {
             let (byte, shift) = (i * bits / 8, i * bits % 8);
             let low = u16::from(packed[byte]);
-            let high = if shift + bits > 8 { u16::from(packed[byte + 1]) } else { 0 };
+            let high = if shift + bits > 8 {
+                u16::from(packed[byte + 1])
+            } else {
+                0
+            };
             ((low | high << 8) >> shift) as u8 & mask
         })
         .collect()

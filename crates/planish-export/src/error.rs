@@ -21,13 +21,13 @@ pub enum Error {
         source: io::Error,
     },
     /// The destination already exists.
-    #[error("{path} already exists; choose another --out or remove it first")]
+    #[error("{path} already exists\nchoose another --out or remove it first")]
     OutputExists {
         /// The destination.
         path: PathBuf,
     },
     /// The disk has less room than the package needs.
-    #[error("{path}: the package needs {} and only {} are free; make room or choose another disk",
+    #[error("{path}: the package needs {} and only {} are free\nmake room or choose another disk",
         planish_core::units::format_bytes(*needed), planish_core::units::format_bytes(*available))]
     NoSpace {
         /// The folder that would hold the package.
@@ -56,7 +56,9 @@ pub enum Error {
         expected: String,
     },
     /// A weight is not a finite number.
-    #[error("{tensor}[{index}] is {value}: the checkpoint is damaged or training diverged; export an earlier one")]
+    #[error(
+        "{tensor}[{index}] is {value}: the checkpoint is damaged or training diverged\nexport an earlier checkpoint"
+    )]
     NotFinite {
         /// Name of the tensor.
         tensor: String,
@@ -66,7 +68,7 @@ pub enum Error {
         value: f32,
     },
     /// A finite weight is too large for fp16.
-    #[error("{tensor}[{index}] is {value}, fp16 ends at ±65504: rescale this layer before the export")]
+    #[error("{tensor}[{index}] is {value}, fp16 ends at ±65504\nrescale this layer before the export")]
     Fp16Range {
         /// Name of the tensor.
         tensor: String,
@@ -76,7 +78,7 @@ pub enum Error {
         value: f32,
     },
     /// A setting does not fit the model.
-    #[error("{option}: {found} does not fit: {rule}")]
+    #[error("{option} {found} does not fit\n{rule}")]
     Option {
         /// Name of the setting as the command line spells it.
         option: &'static str,
@@ -129,14 +131,23 @@ impl Error {
     }
 
     pub(crate) fn internal(problem: impl Into<String>) -> Self {
-        Self::Internal { problem: problem.into() }
+        Self::Internal {
+            problem: problem.into(),
+        }
     }
 
     pub(crate) fn bad_package(path: &Path, problem: impl Into<String>) -> Self {
-        Self::BadPackage { path: path.to_owned(), problem: problem.into() }
+        Self::BadPackage {
+            path: path.to_owned(),
+            problem: problem.into(),
+        }
     }
 
     pub(crate) fn option(option: &'static str, found: impl ToString, rule: impl Into<String>) -> Self {
-        Self::Option { option, found: found.to_string(), rule: rule.into() }
+        Self::Option {
+            option,
+            found: found.to_string(),
+            rule: rule.into(),
+        }
     }
 }

@@ -17,12 +17,15 @@ use crate::{
     package::{PackageReport, PlannedPackage},
     reference::{Activations, forward},
     settings::{ExportOptions, Layout, MAX_PACKAGE_BYTES, Settings},
+    verify,
     weights::{AdapterDelta, Importance, LayerError, StoredRows, WeightSource},
 };
 
 /// Tokenizer files that a host wants beside the packages.
 const TOKENIZER_FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"];
 
+/// Name of the bundle for a Mac.
+const VERIFY: &str = "verify";
 /// Tokens of the calibration text that the pass before the export reads.
 const CALIBRATION_TOKENS: usize = 256;
 /// Half of the fp16 range: another text may reach twice as far.
@@ -62,7 +65,10 @@ pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportO
     let config = ModelConfig::from_file(&config_path)?;
     if config.quantization.is_some() {
         return Err(Error::Unsupported {
-            what: format!("{}: the export of an already quantised model (fuse it with --dequantize first)", model.display()),
+            what: format!(
+                "{}: the export of an already quantised model (fuse it with --dequantize first)",
+                model.display()
+            ),
         });
     }
     check_destination(out, options)?;
@@ -111,9 +117,45 @@ pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportO
         true => Some(judge(&config, &source, &importance, &settings, options, folder.path())?),
         false => None,
     };
+    let verify = options.verify_bundle.then(|| verify_folder(out, &settings));
+    let tokens = if options.calibration.is_empty() {
+        &options.prompt
+    } else {
+        &options.calibration
+    };
+    let beside = match &verify {
+        Some(target) if settings.layout == Layout::Monolith => {
+            let bundle = AtomicDir::create(target).map_err(Error::io(target))?;
+            verify::write(bundle.path(), &config, &source, &settings, &packages, tokens)?;
+            Some(bundle)
+        }
+        Some(_) => {
+            verify::write(
+                &folder.path().join(VERIFY),
+                &config,
+                &source,
+                &settings,
+                &packages,
+                tokens,
+            )?;
+            None
+        }
+        None => None,
+    };
     let bytes = size_of(folder.path())?;
     folder.commit().map_err(Error::io(out))?;
-    Ok(ExportReport { path: out.to_owned(), settings, packages, bytes, layer_errors, check, warnings })
+    if let (Some(bundle), Some(target)) = (beside, &verify) {
+        bundle.commit().map_err(Error::io(target))?;
+    }
+    Ok(ExportReport {
+        path: out.to_owned(),
+        settings,
+        packages,
+        bytes,
+        layer_errors,
+        check,
+        warnings,
+    })
 }
 
 /// Importance of inputs and warnings about activations, from one f32 pass over the start of the text.
@@ -127,12 +169,25 @@ fn calibrate(
         return Ok(Default::default());
     }
     let mut seen = Activations::default();
-    forward(config, source, &[&text[..text.len().min(CALIBRATION_TOKENS).min(context)]], Some(&mut seen))?;
+    forward(
+        config,
+        source,
+        &[&text[..text.len().min(CALIBRATION_TOKENS).min(context)]],
+        Some(&mut seen),
+    )?;
     let near = seen.peaks.iter().filter(|(_, peak)| **peak > FP16_NEAR);
     let advice = near.map(|(place, peak)| {
         format!("{place} reaches {peak:.0} on the calibration text; fp16 ends at 65504, and beyond it the package gives NaN: use --check with text like yours")
     });
     Ok((seen.importance, advice.collect()))
+}
+
+/// Beside a monolith, whose folder is the package; inside the folder of the ANEMLL layout.
+fn verify_folder(out: &Path, settings: &Settings) -> PathBuf {
+    match settings.layout {
+        Layout::Monolith => out.with_extension(VERIFY),
+        Layout::Anemll => out.join(VERIFY),
+    }
 }
 
 /// Runs the package in its temporary place; an error removes it.
@@ -145,22 +200,40 @@ fn judge(
     path: &Path,
 ) -> Result<CheckReport> {
     let head_rows = config.vocab_size / settings.head_parts;
-    let stored = StoredRows { source, format: options.weights, head_rows, importance };
-    Judge { config, original: source, stored: &stored }.check(path, &options.calibration)
+    let stored = StoredRows {
+        source,
+        format: options.weights,
+        head_rows,
+        importance,
+    };
+    Judge {
+        config,
+        original: source,
+        stored: &stored,
+    }
+    .check(path, &options.calibration, &options.prompt)
 }
 
 fn check_destination(out: &Path, options: &ExportOptions) -> Result<()> {
     if out.exists() {
         return Err(Error::OutputExists { path: out.to_owned() });
     }
+    let bundle = out.with_extension(VERIFY);
+    if options.verify_bundle && options.layout == Layout::Monolith && bundle.exists() {
+        return Err(Error::OutputExists { path: bundle });
+    }
     let is_package = out.extension().is_some_and(|e| e == "mlpackage");
     match options.layout {
-        Layout::Monolith if !is_package => {
-            Err(Error::option("--out", out.display(), "a monolith is one package: end the name with .mlpackage"))
-        }
-        Layout::Anemll if is_package => {
-            Err(Error::option("--out", out.display(), "the anemll layout is a folder of packages: leave .mlpackage away"))
-        }
+        Layout::Monolith if !is_package => Err(Error::option(
+            "--out",
+            out.display(),
+            "a monolith is one package: end the name with .mlpackage",
+        )),
+        Layout::Anemll if is_package => Err(Error::option(
+            "--out",
+            out.display(),
+            "the anemll layout is a folder of packages: leave .mlpackage away",
+        )),
         _ => Ok(()),
     }
 }
@@ -171,8 +244,13 @@ fn check_tensors(store: &TensorStore, config: &ModelConfig) -> Result<Vec<String
     if config.tie_word_embeddings {
         allow_unexpected.push("lm_head.weight".into());
     }
-    let rules = LoadRules { allow_unexpected, ..LoadRules::default() };
-    let report = store.check(&config.expected_tensors(), &rules).into_result(store.path())?;
+    let rules = LoadRules {
+        allow_unexpected,
+        ..LoadRules::default()
+    };
+    let report = store
+        .check(&config.expected_tensors(), &rules)
+        .into_result(store.path())?;
     let tied = report.ignored.listed.iter().any(|name| name == "lm_head.weight");
     let warning = "lm_head.weight is ignored: config.json ties the head to the embedding".to_owned();
     Ok(tied.then_some(warning).into_iter().collect())
@@ -187,13 +265,23 @@ fn check_adapter(adapter: &AdapterDelta, config: &ModelConfig, options: &ExportO
             found,
             expected: expected.into(),
         };
-        let head = (module == "lm_head" && !config.tie_word_embeddings).then_some([config.vocab_size, config.hidden_size]);
-        let linear = linears.iter().find(|l| l.path == *module).map(|l| [l.output_dims, l.input_dims]);
+        let head =
+            (module == "lm_head" && !config.tie_word_embeddings).then_some([config.vocab_size, config.hidden_size]);
+        let linear = linears
+            .iter()
+            .find(|l| l.path == *module)
+            .map(|l| [l.output_dims, l.input_dims]);
         let Some(shape) = linear.or(head) else {
-            return Err(unfit("an update of another kind of module".into(), "a linear layer, or a head of its own"));
+            return Err(unfit(
+                "an update of another kind of module".into(),
+                "a linear layer, or a head of its own",
+            ));
         };
         if delta.shape() != shape {
-            return Err(unfit(format!("an update of {:?}", delta.shape()), &format!("{shape:?}")));
+            return Err(unfit(
+                format!("an update of {:?}", delta.shape()),
+                &format!("{shape:?}"),
+            ));
         }
     }
     let specs = config.expected_tensors();
@@ -208,7 +296,9 @@ fn check_adapter(adapter: &AdapterDelta, config: &ModelConfig, options: &ExportO
             });
         }
     }
-    let Some(name) = &options.keep_adapter else { return Ok(()) };
+    let Some(name) = &options.keep_adapter else {
+        return Ok(());
+    };
     let rule = if options.layout != Layout::Monolith {
         "adapters are kept as functions in the monolith layout only"
     } else if adapter.lora.is_empty() || !adapter.full.is_empty() || adapter.lora.values().any(|d| d.is_dora()) {
@@ -236,11 +326,19 @@ fn size_warning(package: &PlannedPackage) -> Option<String> {
 /// Refuses before the first byte when the disk cannot hold the result.
 fn check_space(out: &Path, needed: u64) -> Result<()> {
     let existing = out.ancestors().skip(1).find(|p| p.is_dir()).unwrap_or(Path::new("."));
-    let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
+    let existing = if existing.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        existing
+    };
     let disk = rustix::fs::statvfs(existing).map_err(|e| Error::io(existing)(e.into()))?;
     let available = disk.f_bavail.saturating_mul(disk.f_frsize);
     if available < needed {
-        return Err(Error::NoSpace { path: existing.to_owned(), needed, available });
+        return Err(Error::NoSpace {
+            path: existing.to_owned(),
+            needed,
+            available,
+        });
     }
     Ok(())
 }
@@ -258,7 +356,9 @@ fn write_companions(
         if from.is_file() {
             fs::copy(&from, folder.join(name)).map_err(Error::io(&from))?;
         } else if name.starts_with("tokenizer") {
-            warnings.push(format!("the model folder has no {name}: a host cannot turn text into tokens"));
+            warnings.push(format!(
+                "the model folder has no {name}: a host cannot turn text into tokens"
+            ));
         }
     }
     for (name, text) in companion_files(decoder, settings, &file_name(out), &tokenizer_class(model)) {
@@ -278,7 +378,8 @@ fn tokenizer_class(model: &Path) -> String {
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+    path.file_name()
+        .map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
 }
 
 fn size_of(folder: &Path) -> Result<u64> {
@@ -286,7 +387,11 @@ fn size_of(folder: &Path) -> Result<u64> {
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let entry = entry.map_err(Error::io(folder))?;
         let metadata = entry.metadata().map_err(Error::io(folder))?;
-        total += if metadata.is_dir() { size_of(&entry.path())? } else { metadata.len() };
+        total += if metadata.is_dir() {
+            size_of(&entry.path())?
+        } else {
+            metadata.len()
+        };
     }
     Ok(total)
 }

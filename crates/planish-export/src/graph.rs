@@ -77,7 +77,11 @@ impl Decoder<'_> {
         b.scope("mask_");
         // Query heads that share a key head become rows of one matrix, so the mask is repeated, not the cache.
         let ratio = self.config.n_queries_per_kv();
-        let mask = if ratio > 1 { b.tile(mask, &[1, 1, ratio, 1])? } else { mask.clone() };
+        let mask = if ratio > 1 {
+            b.tile(mask, &[1, 1, ratio, 1])?
+        } else {
+            mask.clone()
+        };
         b.scope("cache_");
         let span = match cache {
             Cache::State { position, .. } => {
@@ -89,18 +93,37 @@ impl Decoder<'_> {
         Ok(Context { cos, sin, mask, span })
     }
 
+    /// Rows of the rotary tables for the given positions, `[1, 1, t, hd]` each.
+    ///
+    /// A table is the sum of two: its numbers rounded to fp16, and what the rounding left. In fp16 arithmetic the sum is
+    /// the first table again; in f32 it is exact to 2⁻²². Rounded tables alone moved SmolLM2's
+    /// logits by 0.01; nearly all of what f32 arithmetic errs on stored weights.
     fn rotary(&self, b: &mut FunctionBuilder, plan: &mut WeightPlan, positions: &Tensor) -> Result<[Tensor; 2]> {
-        let shape = [self.context, self.config.head_dim];
-        let mut pick = |label: &str, sine: bool| -> Result<Tensor> {
-            let values = || {
-                let (cos, sin) = rope_tables(self.config, self.context);
-                (if sine { sin } else { cos }).into_iter().map(f16::from_f32).collect()
-            };
-            let table = b.blob(&plan.table(label, values, &shape)?)?;
-            let rows = b.gather(&table, positions)?; // [t, hd]
+        let mut table = |label: &str, sine: bool| -> Result<Tensor> {
+            let main = self.rotary_rows(b, plan, positions, label, sine, f16::from_f32)?;
+            let rest = |v: f32| f16::from_f32(v - f16::from_f32(v).to_f32());
+            let rest = self.rotary_rows(b, plan, positions, &format!("{label} rest"), sine, rest)?;
+            let rows = b.add(&main, &rest)?; // [t, hd]
             b.reshape(&rows, &[1, 1, positions.shape()[0], self.config.head_dim])
         };
-        Ok([pick("rotary cos", false)?, pick("rotary sin", true)?])
+        Ok([table("rotary cos", false)?, table("rotary sin", true)?])
+    }
+
+    fn rotary_rows(
+        &self,
+        b: &mut FunctionBuilder,
+        plan: &mut WeightPlan,
+        positions: &Tensor,
+        label: &str,
+        sine: bool,
+        part: impl Fn(f32) -> f16,
+    ) -> Result<Tensor> {
+        let values = || {
+            let (cos, sin) = rope_tables(self.config, self.context);
+            (if sine { sin } else { cos }).into_iter().map(part).collect()
+        };
+        let table = b.blob(&plan.table(label, values, &[self.context, self.config.head_dim])?)?;
+        b.gather(&table, positions)
     }
 
     /// Layers of the decoder on `x [1, t, d]`. With a host cache also the new keys and values `[2·layers, kv, t, hd]`.
@@ -183,9 +206,23 @@ impl Decoder<'_> {
         b.scope(format!("layers_{layer_idx}_mlp_"));
         let y = self.norm(b, plan, x, &format!("{path}.post_attention_layernorm.weight"))?;
         let y = to_channels(b, &y)?;
-        let gate = self.linear(b, plan, &y, &format!("{path}.mlp.gate_proj"), c.intermediate_size, c.mlp_bias)?;
+        let gate = self.linear(
+            b,
+            plan,
+            &y,
+            &format!("{path}.mlp.gate_proj"),
+            c.intermediate_size,
+            c.mlp_bias,
+        )?;
         let gate = b.silu(&gate)?;
-        let up = self.linear(b, plan, &y, &format!("{path}.mlp.up_proj"), c.intermediate_size, c.mlp_bias)?;
+        let up = self.linear(
+            b,
+            plan,
+            &y,
+            &format!("{path}.mlp.up_proj"),
+            c.intermediate_size,
+            c.mlp_bias,
+        )?;
         let y = b.mul(&gate, &up)?;
         let y = self.linear(b, plan, &y, &format!("{path}.mlp.down_proj"), c.hidden_size, c.mlp_bias)?;
         to_tokens(b, &y)
@@ -201,7 +238,11 @@ impl Decoder<'_> {
     pub(crate) fn logits(&self, b: &mut FunctionBuilder, plan: &mut WeightPlan, x: &Tensor) -> Result<Vec<Tensor>> {
         let c = self.config;
         b.scope("lm_head_");
-        let tensor = if c.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        let tensor = if c.tie_word_embeddings {
+            "model.embed_tokens.weight"
+        } else {
+            "lm_head.weight"
+        };
         let rows = c.vocab_size / self.head_parts;
         let x = to_channels(b, x)?;
         (0..self.head_parts)
@@ -246,7 +287,10 @@ impl Decoder<'_> {
             None
         };
         let y = b.conv(x, &weight, bias.as_ref())?;
-        match self.kept.and_then(|(name, layers)| layers.get(module).map(|delta| (name, delta))) {
+        match self
+            .kept
+            .and_then(|(name, layers)| layers.get(module).map(|delta| (name, delta)))
+        {
             Some((name, delta)) => low_rank(b, plan, x, &y, name, module, delta),
             None => Ok(y),
         }
@@ -287,7 +331,10 @@ impl Decoder<'_> {
         row: usize,
         new: &Tensor,
     ) -> Result<()> {
-        let (from, to) = context.span.as_ref().ok_or_else(|| Error::internal("a state without a position"))?;
+        let (from, to) = context
+            .span
+            .as_ref()
+            .ok_or_else(|| Error::internal("a state without a position"))?;
         let (zero, hd) = (b.vector(&[0])?, b.vector(&[self.config.head_dim as i32])?);
         let first = b.vector(&[row as i32, 0])?;
         let last = b.vector(&[row as i32 + 1, self.config.n_kv_heads as i32])?;
@@ -301,7 +348,11 @@ impl Decoder<'_> {
     /// One row `[1, kv, ctx, hd]` of the cache.
     fn cache_row(&self, b: &mut FunctionBuilder, cache: &Tensor, row: usize) -> Result<Tensor> {
         let c = self.config;
-        b.slice(cache, &[row, 0, 0, 0], &[row + 1, c.n_kv_heads, self.context, c.head_dim])
+        b.slice(
+            cache,
+            &[row, 0, 0, 0],
+            &[row + 1, c.n_kv_heads, self.context, c.head_dim],
+        )
     }
 }
 
@@ -317,8 +368,16 @@ fn low_rank(
 ) -> Result<Tensor> {
     let ([output_dims, input_dims], rank) = (delta.shape(), delta.rank());
     let half = |m: &ndarray::Array2<f32>| m.iter().map(|v| f16::from_f32(*v)).collect();
-    let down = plan.table(&format!("{name} {module} A"), || half(delta.a()), &[rank, input_dims, 1, 1])?;
-    let up = plan.table(&format!("{name} {module} B"), || half(delta.scaled_b()), &[output_dims, rank, 1, 1])?;
+    let down = plan.table(
+        &format!("{name} {module} A"),
+        || half(delta.a()),
+        &[rank, input_dims, 1, 1],
+    )?;
+    let up = plan.table(
+        &format!("{name} {module} B"),
+        || half(delta.scaled_b()),
+        &[output_dims, rank, 1, 1],
+    )?;
     let (down, up) = (b.blob(&down)?, b.blob(&up)?);
     let update = b.conv(x, &down, None)?;
     let update = b.conv(&update, &up, None)?;

@@ -85,11 +85,19 @@ impl PlannedPackage {
     }
 
     fn specification(&self) -> proto::Model {
-        let functions = self.functions.iter().map(|(name, f)| (name.clone(), f.message.clone())).collect();
+        let functions = self
+            .functions
+            .iter()
+            .map(|(name, f)| (name.clone(), f.message.clone()))
+            .collect();
         proto::Model {
             specification_version: SPECIFICATION_VERSION,
             description: Some(self.model_description()),
-            ml_program: Some(proto::Program { version: 1, functions, ..Default::default() }),
+            ml_program: Some(proto::Program {
+                version: 1,
+                functions,
+                ..Default::default()
+            }),
         }
     }
 
@@ -101,30 +109,51 @@ impl PlannedPackage {
             license: String::new(),
             user_defined: self.user_defined.clone(),
         });
-        let described = self.functions.iter().map(|(name, function)| self.function_description(name, function));
+        let described = self
+            .functions
+            .iter()
+            .map(|(name, function)| self.function_description(name, function));
         let mut described: Vec<proto::FunctionDescription> = described.collect();
         if described.len() == 1 && described[0].name == MAIN {
             let only = described.remove(0);
             let (input, output, state) = (only.input, only.output, only.state);
-            return proto::ModelDescription { input, output, state, metadata, ..Default::default() };
+            return proto::ModelDescription {
+                input,
+                output,
+                state,
+                metadata,
+                ..Default::default()
+            };
         }
         let default_function_name = described.first().map(|f| f.name.clone()).unwrap_or_default();
-        proto::ModelDescription { functions: described, default_function_name, metadata, ..Default::default() }
+        proto::ModelDescription {
+            functions: described,
+            default_function_name,
+            metadata,
+            ..Default::default()
+        }
     }
 
     fn function_description(&self, name: &str, function: &BuiltFunction) -> proto::FunctionDescription {
-        let mut out = proto::FunctionDescription { name: name.into(), ..Default::default() };
+        let mut out = proto::FunctionDescription {
+            name: name.into(),
+            ..Default::default()
+        };
         for (name, ty) in &function.inputs {
             match ty {
                 Type::Tensor(ty) => out.input.push(feature(name, FeatureKind::MultiArray(self.array(ty)))),
                 Type::State(ty) => {
-                    let state = proto::StateFeatureType { array_type: Some(self.array(ty)) };
+                    let state = proto::StateFeatureType {
+                        array_type: Some(self.array(ty)),
+                    };
                     out.state.push(feature(name, FeatureKind::State(state)));
                 }
             }
         }
         let outputs = function.outputs.iter();
-        out.output = outputs.map(|(name, ty)| feature(name, FeatureKind::MultiArray(output_array(ty)))).collect();
+        out.output = outputs
+            .map(|(name, ty)| feature(name, FeatureKind::MultiArray(output_array(ty))))
+            .collect();
         out
     }
 
@@ -133,18 +162,34 @@ impl PlannedPackage {
         let data_type = ty.dtype.array_type().map_or(0, |t| t as i32);
         let sizes = |shape: &[usize]| shape.iter().map(|&d| d as i64).collect::<Vec<_>>();
         if let Some(shape) = ty.shape() {
-            return proto::ArrayFeatureType { shape: sizes(&shape), data_type, enumerated_shapes: None };
+            return proto::ArrayFeatureType {
+                shape: sizes(&shape),
+                data_type,
+                enumerated_shapes: None,
+            };
         }
-        let shapes = self.enumerated.iter().map(|shape| proto::ArrayShape { shape: sizes(shape) }).collect();
+        let shapes = self
+            .enumerated
+            .iter()
+            .map(|shape| proto::ArrayShape { shape: sizes(shape) })
+            .collect();
         let shape = self.enumerated.first().map(|s| sizes(s)).unwrap_or_default();
-        proto::ArrayFeatureType { shape, data_type, enumerated_shapes: Some(proto::EnumeratedShapes { shapes }) }
+        proto::ArrayFeatureType {
+            shape,
+            data_type,
+            enumerated_shapes: Some(proto::EnumeratedShapes { shapes }),
+        }
     }
 }
 
 /// An output whose shape depends on the call is described without a shape.
 fn output_array(ty: &TensorType) -> proto::ArrayFeatureType {
     let open = ty.dims.contains(&Dim::Unknown);
-    let shape = if open { Vec::new() } else { ty.shape().unwrap_or_default() };
+    let shape = if open {
+        Vec::new()
+    } else {
+        ty.shape().unwrap_or_default()
+    };
     proto::ArrayFeatureType {
         shape: shape.into_iter().map(|d| d as i64).collect(),
         data_type: ty.dtype.array_type().map_or(0, |t| t as i32),
@@ -153,21 +198,31 @@ fn output_array(ty: &TensorType) -> proto::ArrayFeatureType {
 }
 
 fn feature(name: &str, kind: FeatureKind) -> proto::FeatureDescription {
-    let r#type = Some(proto::FeatureType { kind: Some(kind), is_optional: false });
-    proto::FeatureDescription { name: name.into(), short_description: String::new(), r#type }
+    let r#type = Some(proto::FeatureType {
+        kind: Some(kind),
+        is_optional: false,
+    });
+    proto::FeatureDescription {
+        name: name.into(),
+        short_description: String::new(),
+        r#type,
+    }
 }
 
 fn operation_count(function: &BuiltFunction) -> usize {
-    function.message.block_specializations.values().map(|block| block.operations.len()).sum()
+    function
+        .message
+        .block_specializations
+        .values()
+        .map(|block| block.operations.len())
+        .sum()
 }
 
 /// The keys are any unique strings; taken from the content they are the same for the same model.
 fn manifest(specification: &[u8], weights_hash: u64) -> String {
     let key = |salt: u64| uuid(xxh3_128_with_seed(specification, weights_hash ^ salt));
     let (model, weights) = (key(1), key(2));
-    let item = |description: &str, name: &str, path: &str| {
-        json!({ "author": "com.apple.CoreML", "description": description, "name": name, "path": path })
-    };
+    let item = |description: &str, name: &str, path: &str| json!({ "author": "com.apple.CoreML", "description": description, "name": name, "path": path });
     let mut items = BTreeMap::new();
     items.insert(&model, item("CoreML Model Specification", "model.mlmodel", SPEC_FILE));
     items.insert(&weights, item("CoreML Model Weights", "weights", WEIGHT_FOLDER));
@@ -181,7 +236,14 @@ fn manifest(specification: &[u8], weights_hash: u64) -> String {
 
 fn uuid(bits: u128) -> String {
     let hex = format!("{bits:032X}");
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
 }
 
 fn write_file(path: PathBuf, bytes: &[u8]) -> Result<()> {

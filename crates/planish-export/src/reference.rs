@@ -50,7 +50,11 @@ pub fn forward(
 
 /// Name under which [`Rows`] gives the head. A source may store a tied head apart from the embedding.
 pub fn head_tensor(config: &ModelConfig) -> &'static str {
-    if config.tie_word_embeddings { TIED_HEAD } else { "lm_head.weight" }
+    if config.tie_word_embeddings {
+        TIED_HEAD
+    } else {
+        "lm_head.weight"
+    }
 }
 
 /// The head of a model that has no tensor of its own for it.
@@ -92,7 +96,13 @@ impl<'a> Pass<'a> {
         let table = |values: Vec<f32>| {
             Array2::from_shape_fn((longest, config.head_dim), |(p, i)| values[p * config.head_dim + i])
         };
-        Self { config, source, lengths, cos: table(cos), sin: table(sin) }
+        Self {
+            config,
+            source,
+            lengths,
+            cos: table(cos),
+            sin: table(sin),
+        }
     }
 
     fn embed(&self, sequences: &[&[u32]]) -> Result<Array2<f32>> {
@@ -103,7 +113,9 @@ impl<'a> Pass<'a> {
             if token >= v {
                 return Err(Error::option("token", token, format!("0 to {}, the vocabulary", v - 1)));
             }
-            row.assign(&Array1::from(self.source.rows("model.embed_tokens.weight", token..token + 1)?));
+            row.assign(&Array1::from(
+                self.source.rows("model.embed_tokens.weight", token..token + 1)?,
+            ));
         }
         Ok(x)
     }
@@ -150,7 +162,8 @@ impl<'a> Pass<'a> {
                 let window = c.sliding_window.unwrap_or(usize::MAX);
                 softmax_visible(row.as_slice_mut().unwrap_or(&mut []), position, window);
             }
-            out.slice_mut(s![.., head * hd..(head + 1) * hd]).assign(&scores.dot(&of(v, kv)));
+            out.slice_mut(s![.., head * hd..(head + 1) * hd])
+                .assign(&scores.dot(&of(v, kv)));
         }
         out
     }
@@ -159,7 +172,9 @@ impl<'a> Pass<'a> {
         let normed = self.norm(x, &format!("{path}.post_attention_layernorm.weight"))?;
         let mut gate = self.linear(&format!("{path}.mlp.gate_proj"), &normed, seen)?;
         let up = self.linear(&format!("{path}.mlp.up_proj"), &normed, seen)?;
-        Zip::from(&mut gate).and(&up).for_each(|g, u| *g = *g / (1.0 + (-*g).exp()) * u);
+        Zip::from(&mut gate)
+            .and(&up)
+            .for_each(|g, u| *g = *g / (1.0 + (-*g).exp()) * u);
         self.linear(&format!("{path}.mlp.down_proj"), &gate, seen)
     }
 

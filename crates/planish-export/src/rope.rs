@@ -23,14 +23,21 @@ pub fn rope_tables(config: &ModelConfig, length: usize) -> (Vec<f32>, Vec<f32>) 
 fn frequencies(config: &ModelConfig) -> Vec<f64> {
     let half = config.head_dim / 2;
     let theta = f64::from(config.rope.theta);
-    (0..half).map(|i| scaled(theta.powf(-(i as f64) / half as f64), config.rope.scaling)).collect()
+    (0..half)
+        .map(|i| scaled(theta.powf(-(i as f64) / half as f64), config.rope.scaling))
+        .collect()
 }
 
 fn scaled(frequency: f64, scaling: RopeScaling) -> f64 {
     match scaling {
         RopeScaling::None => frequency,
         RopeScaling::Linear { factor } => frequency / f64::from(factor),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
             // Few turns over the original context: divide by the factor; many: keep; between: blend.
             let turns = original_max_position_embeddings as f64 * frequency / (2.0 * PI);
             let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));

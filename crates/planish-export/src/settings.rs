@@ -61,8 +61,10 @@ pub struct ExportOptions {
     pub check: bool,
     /// Write script, inputs and expected values for a Mac beside the package.
     pub verify_bundle: bool,
-    /// Token ids of a text for activation ranges, importance of inputs, and perplexity; may be empty.
+    /// Token ids of a text like the user's: activation ranges, importance of inputs, perplexity; may be empty.
     pub calibration: Vec<u32>,
+    /// Token ids to start the check from where there is no calibration text; may be empty.
+    pub prompt: Vec<u32>,
 }
 
 impl Default for ExportOptions {
@@ -80,6 +82,7 @@ impl Default for ExportOptions {
             check: false,
             verify_bundle: false,
             calibration: Vec::new(),
+            prompt: Vec::new(),
         }
     }
 }
@@ -108,14 +111,26 @@ impl Settings {
     /// [`Error::Option`] for a value that cannot be had, with what can.
     pub fn new(config: &ModelConfig, options: &ExportOptions) -> Result<(Self, Vec<String>)> {
         if options.layout == Layout::Anemll && options.cache == CacheMode::Host {
-            return Err(Error::option("--cache", "host", "the anemll layout keeps its cache in a state: use state"));
+            return Err(Error::option(
+                "--cache",
+                "host",
+                "the anemll layout keeps its cache in a state: use state",
+            ));
         }
         let context = context(config, options)?;
         if options.prefill == 0 || options.prefill > context {
-            return Err(Error::option("--prefill", options.prefill, format!("1 to {context}, the context length")));
+            return Err(Error::option(
+                "--prefill",
+                options.prefill,
+                format!("use 1 to {context}, the context length"),
+            ));
         }
         if options.layout == Layout::Monolith && options.chunks.is_some_and(|n| n != 1) {
-            return Err(Error::option("--chunks", options.chunks.unwrap_or(1), "a monolith is one package: use --layout anemll"));
+            return Err(Error::option(
+                "--chunks",
+                options.chunks.unwrap_or(1),
+                "a monolith is one package: use --layout anemll",
+            ));
         }
         let settings = Self {
             layout: options.layout,
@@ -129,6 +144,15 @@ impl Settings {
         Ok((settings, advice))
     }
 
+    /// Layout and cache as one word, such as `monolith/state`.
+    pub fn layout_name(&self) -> &'static str {
+        match (self.layout, self.cache) {
+            (Layout::Monolith, CacheMode::State) => "monolith/state",
+            (Layout::Monolith, CacheMode::Host) => "monolith/host",
+            (Layout::Anemll, _) => "anemll/state",
+        }
+    }
+
     /// Rules of the Neural Engine that the settings do not meet; none of them keeps a package from being right.
     fn advice(&self, config: &ModelConfig, options: &ExportOptions) -> Vec<String> {
         let mut out = Vec::new();
@@ -138,13 +162,21 @@ impl Settings {
                 "the head's parts have {part} rows, more than {MAX_DIMENSION}: expect the CPU to run them; pad the vocabulary to a multiple of a power of two, or set --head-parts"
             ));
         }
-        for (name, size) in [("hidden size", config.hidden_size), ("feed-forward size", config.intermediate_size)] {
+        for (name, size) in [
+            ("hidden size", config.hidden_size),
+            ("feed-forward size", config.intermediate_size),
+        ] {
             if size > MAX_DIMENSION {
-                out.push(format!("the {name} {size} is above {MAX_DIMENSION}: expect the CPU or GPU to run such layers"));
+                out.push(format!(
+                    "the {name} {size} is above {MAX_DIMENSION}: expect the CPU or GPU to run such layers"
+                ));
             }
         }
         if 2 * config.hidden_size > MAX_DIMENSION && config.hidden_size <= MAX_DIMENSION {
-            out.push(format!("norms work on {} numbers, above {MAX_DIMENSION}: expect the CPU or GPU to run them", 2 * config.hidden_size));
+            out.push(format!(
+                "norms work on {} numbers, above {MAX_DIMENSION}: expect the CPU or GPU to run them",
+                2 * config.hidden_size
+            ));
         }
         if self.cache == CacheMode::State && !config.head_dim.is_multiple_of(32) {
             out.push(format!("the state's last dimension, the head size {}, is no multiple of 32: the Neural Engine may refuse it; try --cache host", config.head_dim));
@@ -153,7 +185,10 @@ impl Settings {
             out.push(format!("prefill updates {} rows of the state at once; more than 32 failed on some devices with head size 128: if it does, use --prefill 32", self.prefill));
         }
         if !self.context.is_multiple_of(self.prefill) {
-            out.push(format!("the context {} is no multiple of the prefill length {}: a host must not pad past the end", self.context, self.prefill));
+            out.push(format!(
+                "the context {} is no multiple of the prefill length {}: a host must not pad past the end",
+                self.context, self.prefill
+            ));
         }
         if config.rms_norm_eps.max(options.min_epsilon) < 6.1e-5 {
             out.push(format!("the norms' epsilon {:e} is subnormal in fp16 and a device may take it for zero; --min-epsilon 6.2e-5 avoids that and changes the numbers a little", config.rms_norm_eps));
@@ -170,10 +205,14 @@ fn context(config: &ModelConfig, options: &ExportOptions) -> Result<usize> {
     let window = config.sliding_window.unwrap_or(usize::MAX);
     let context = options.context.unwrap_or(DEFAULT_CONTEXT.min(longest).min(window));
     if context == 0 || context > longest {
-        return Err(Error::option("--context", context, format!("1 to {longest}, the model's longest context")));
+        return Err(Error::option(
+            "--context",
+            context,
+            format!("use 1 to {longest}, the model's longest context"),
+        ));
     }
     if context > window {
-        let rule = format!("1 to {window}: beyond its sliding window this model would attend to too much");
+        let rule = format!("use 1 to {window}: beyond its sliding window this model would attend to too much");
         return Err(Error::option("--context", context, rule));
     }
     if i32::try_from(context).is_err() {
@@ -190,7 +229,10 @@ fn head_parts(config: &ModelConfig, wanted: Option<usize>) -> Result<usize> {
             return Ok(n);
         }
         let near: Vec<String> = divisors.filter(|d| *d <= 4 * n.max(8)).map(|d| d.to_string()).collect();
-        let rule = format!("all parts must be equal, so a divisor of the vocabulary {v}: {}", near.join(", "));
+        let rule = format!(
+            "all parts must be equal; use a divisor of the vocabulary {v}: {}",
+            near.join(", ")
+        );
         return Err(Error::option("--head-parts", n, rule));
     }
     let usual = match config.family {
@@ -205,7 +247,11 @@ fn chunks(config: &ModelConfig, options: &ExportOptions) -> Result<Vec<(usize, u
     let n_layers = config.n_layers;
     if let Some(n) = options.chunks {
         if n == 0 || n > n_layers {
-            return Err(Error::option("--chunks", n, format!("1 to {n_layers}, the number of layers")));
+            return Err(Error::option(
+                "--chunks",
+                n,
+                format!("use 1 to {n_layers}, the number of layers"),
+            ));
         }
         if n > 99 {
             return Err(Error::option("--chunks", n, "at most 99: file names have two digits"));
@@ -260,7 +306,10 @@ mod tests {
     }
 
     fn anemll() -> ExportOptions {
-        ExportOptions { layout: Layout::Anemll, ..ExportOptions::default() }
+        ExportOptions {
+            layout: Layout::Anemll,
+            ..ExportOptions::default()
+        }
     }
 
     #[test]
@@ -273,22 +322,34 @@ mod tests {
 
     #[test]
     fn err_parts_of_unequal_length_name_the_divisors() {
-        let options = ExportOptions { head_parts: Some(10), ..anemll() };
+        let options = ExportOptions {
+            head_parts: Some(10),
+            ..anemll()
+        };
         let error = Settings::new(&config(""), &options).unwrap_err().to_string();
         assert!(error.contains("8, 16, 32"), "{error}");
     }
 
     #[test]
     fn err_context_beyond_the_model() {
-        let options = ExportOptions { context: Some(40961), ..anemll() };
+        let options = ExportOptions {
+            context: Some(40961),
+            ..anemll()
+        };
         let error = Settings::new(&config(""), &options).unwrap_err().to_string();
         assert!(error.contains("40960"), "{error}");
     }
 
     #[test]
     fn err_host_cache_in_the_anemll_layout() {
-        let options = ExportOptions { cache: CacheMode::Host, ..anemll() };
-        assert!(matches!(Settings::new(&config(""), &options), Err(Error::Option { option: "--cache", .. })));
+        let options = ExportOptions {
+            cache: CacheMode::Host,
+            ..anemll()
+        };
+        assert!(matches!(
+            Settings::new(&config(""), &options),
+            Err(Error::Option { option: "--cache", .. })
+        ));
     }
 
     #[test]

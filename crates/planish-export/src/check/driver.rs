@@ -30,7 +30,11 @@ pub struct Driver {
 
 enum Parts {
     Monolith(Box<Package>),
-    Anemll { embeddings: Box<Package>, chunks: Vec<Package>, head: Box<Package> },
+    Anemll {
+        embeddings: Box<Package>,
+        chunks: Vec<Package>,
+        head: Box<Package>,
+    },
 }
 
 impl Driver {
@@ -46,7 +50,10 @@ impl Driver {
                 let found = packages_with(path, part)?;
                 match found.as_slice() {
                     [only] => Package::open(only),
-                    _ => Err(Error::bad_package(path, format!("expected one *{part}*.mlpackage, found {}", found.len()))),
+                    _ => Err(Error::bad_package(
+                        path,
+                        format!("expected one *{part}*.mlpackage, found {}", found.len()),
+                    )),
                 }
             };
             let chunks = packages_with(path, "_FFN_PF")?;
@@ -58,9 +65,9 @@ impl Driver {
         };
         let decoder = match &parts {
             Parts::Monolith(package) => package.as_ref(),
-            Parts::Anemll { chunks, .. } => {
-                chunks.first().ok_or_else(|| Error::bad_package(path, "no *_FFN_PF*.mlpackage"))?
-            }
+            Parts::Anemll { chunks, .. } => chunks
+                .first()
+                .ok_or_else(|| Error::bad_package(path, "no *_FFN_PF*.mlpackage"))?,
         };
         let size = |function: &str, input: &str, axis: usize| -> Result<usize> {
             let shape = decoder.input_type(function, input).and_then(|ty| ty.shape());
@@ -75,7 +82,14 @@ impl Driver {
         };
         let host_cache = cache.map(|shape| Arc::new(ArrayD::zeros(IxDyn(&shape))));
         let state = decoder.new_state("infer")?;
-        Ok(Self { parts, context, prefill, precision: Precision::F16, state, host_cache })
+        Ok(Self {
+            parts,
+            context,
+            prefill,
+            precision: Precision::F16,
+            state,
+            host_cache,
+        })
     }
 
     /// Positions of the cache.
@@ -129,7 +143,9 @@ impl Driver {
             return Ok(None);
         }
         let views: Vec<_> = rows.iter().map(|r| r.view()).collect();
-        ndarray::concatenate(Axis(0), &views).map(Some).map_err(|e| Error::internal(e.to_string()))
+        ndarray::concatenate(Axis(0), &views)
+            .map(Some)
+            .map_err(|e| Error::internal(e.to_string()))
     }
 
     /// Logits after the last token of a prompt that is in the cache; that token is decoded again, as hosts do.
@@ -159,9 +175,14 @@ impl Driver {
     /// [`Error::Mil`].
     pub fn all_logits(&mut self, tokens: &[u32]) -> Result<Array2<f32>> {
         if let Parts::Monolith(_) = self.parts {
-            return self.prefill_prompt(tokens)?.ok_or_else(|| Error::internal("prefill gave no logits"));
+            return self
+                .prefill_prompt(tokens)?
+                .ok_or_else(|| Error::internal("prefill gave no logits"));
         }
-        let rows = tokens.iter().enumerate().map(|(position, token)| self.decode(*token, position));
+        let rows = tokens
+            .iter()
+            .enumerate()
+            .map(|(position, token)| self.decode(*token, position));
         let rows: Vec<Array1<f32>> = rows.collect::<Result<_>>()?;
         let views: Vec<_> = rows.iter().map(|r| r.view()).collect();
         ndarray::stack(Axis(0), &views).map_err(|e| Error::internal(e.to_string()))
@@ -178,9 +199,15 @@ impl Driver {
                 }
                 join_logits(&outputs).map(Some)
             }
-            Parts::Anemll { embeddings, chunks, head } => {
+            Parts::Anemll {
+                embeddings,
+                chunks,
+                head,
+            } => {
                 let mut none = StateMap::new();
-                let mut hidden = embeddings.run("main", &inputs, &mut none, self.precision)?.remove("hidden_states");
+                let mut hidden = embeddings
+                    .run("main", &inputs, &mut none, self.precision)?
+                    .remove("hidden_states");
                 for chunk in chunks {
                     let mut inputs = inputs.clone();
                     inputs.extend(hidden.take().map(|x| ("hidden_states".to_owned(), x)));
@@ -221,16 +248,23 @@ impl Driver {
             ("causal_mask", Value::floats(&[1, 1, n, columns], mask)),
             ("kv_cache", self.host_cache.clone().map(Value::Float)),
         ];
-        Ok(values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect())
+        Ok(values
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .collect())
     }
 }
 
 /// Copies the new rows of a call, padding excepted, to their place in the host's cache.
 fn append(cache: &mut Arc<ArrayD<f32>>, new: Option<&Value>, start: usize, valid: usize) -> Result<()> {
-    let new = new.and_then(Value::to_floats).ok_or_else(|| Error::internal("no new_kv"))?;
+    let new = new
+        .and_then(Value::to_floats)
+        .ok_or_else(|| Error::internal("no new_kv"))?;
     let cache = Arc::make_mut(cache);
     let part = new.slice_axis(Axis(2), ndarray::Slice::from(0..valid));
-    cache.slice_axis_mut(Axis(2), ndarray::Slice::from(start..start + valid)).assign(&part);
+    cache
+        .slice_axis_mut(Axis(2), ndarray::Slice::from(start..start + valid))
+        .assign(&part);
     Ok(())
 }
 
@@ -242,14 +276,19 @@ fn join_logits(outputs: &BTreeMap<String, Value>) -> Result<Array2<f32>> {
     let joined = ndarray::concatenate(Axis(2), &views).map_err(|e| Error::internal(format!("logits: {e}")))?;
     let joined = joined.as_standard_layout().into_owned();
     let (tokens, v) = (joined.shape()[1], joined.shape()[2]);
-    joined.into_shape_with_order((tokens, v)).map_err(|e| Error::internal(e.to_string()))
+    joined
+        .into_shape_with_order((tokens, v))
+        .map_err(|e| Error::internal(e.to_string()))
 }
 
 fn packages_with(folder: &Path, part: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let path = entry.map_err(Error::io(folder))?.path();
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = path
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default();
         if name.contains(part) && name.ends_with(".mlpackage") {
             found.push(path);
         }

@@ -69,14 +69,14 @@ impl Judge<'_> {
     ///
     /// A prompt goes through prefill, padded where it is short; then up to 32 tokens are decoded greedily with fp16
     /// arithmetic. The same tokens then go through the package with f32 arithmetic. `text` gives the prompt and the
-    /// perplexity; without it the prompt is arbitrary and there is none.
+    /// perplexity; without it there is no perplexity, and `prompt` or, where that is too short, arbitrary tokens begin.
     ///
     /// # Errors
     /// [`Error::CheckFailed`] when f32 arithmetic on the stored weights differs by more than 0.5 % of the largest logit, or a
     /// logit is no number; [`Error::BadPackage`] and [`Error::Mil`] when the package cannot be opened or run.
-    pub fn check(&self, path: &Path, text: &[u32]) -> Result<CheckReport> {
+    pub fn check(&self, path: &Path, text: &[u32], prompt: &[u32]) -> Result<CheckReport> {
         let mut driver = Driver::open(path)?;
-        let prompt = self.prompt(text, &driver);
+        let prompt = self.prompt(if text.is_empty() { prompt } else { text }, &driver);
         let (tokens, fp16_rows) = decode_greedily(&mut driver, &prompt)?;
         driver.reset(Precision::F32)?;
         let exact_rows = teacher_force(&mut driver, &tokens, prompt.len())?;
@@ -109,7 +109,11 @@ impl Judge<'_> {
     }
 
     fn prompt(&self, text: &[u32], driver: &Driver) -> Vec<u32> {
-        let room = driver.context().saturating_sub(DECODED).max(driver.context() / 2).max(1);
+        let room = driver
+            .context()
+            .saturating_sub(DECODED)
+            .max(driver.context() / 2)
+            .max(1);
         let length = driver.prefill().min(room);
         if text.len() >= length {
             return text[..length].to_vec();
@@ -214,9 +218,14 @@ fn divergence(p: ArrayView1<f32>, q: ArrayView1<f32>) -> f64 {
         max + x.iter().map(|v| (f64::from(*v) - max).exp()).sum::<f64>().ln()
     };
     let (zp, zq) = (log_sum(&p), log_sum(&q));
-    p.iter().zip(q).map(|(a, b)| (f64::from(*a) - zp).exp() * (f64::from(*a) - zp - f64::from(*b) + zq)).sum()
+    p.iter()
+        .zip(q)
+        .map(|(a, b)| (f64::from(*a) - zp).exp() * (f64::from(*a) - zp - f64::from(*b) + zq))
+        .sum()
 }
 
 fn argmax(row: ArrayView1<f32>) -> usize {
-    row.iter().enumerate().fold(0, |best, (i, v)| if *v > row[best] { i } else { best })
+    row.iter()
+        .enumerate()
+        .fold(0, |best, (i, v)| if *v > row[best] { i } else { best })
 }

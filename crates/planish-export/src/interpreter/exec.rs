@@ -35,12 +35,17 @@ impl Package {
     /// # Errors
     /// [`Error::Option`] for an unknown function.
     pub fn new_state(&self, function: &str) -> Result<StateMap> {
-        let states = self.function(function)?.inputs.iter().filter_map(|(name, ty, _)| match ty {
-            Type::State(inner) => {
-                Some((name.clone(), Arc::new(ArrayD::zeros(IxDyn(&inner.shape().unwrap_or_default())))))
-            }
-            Type::Tensor(_) => None,
-        });
+        let states = self
+            .function(function)?
+            .inputs
+            .iter()
+            .filter_map(|(name, ty, _)| match ty {
+                Type::State(inner) => Some((
+                    name.clone(),
+                    Arc::new(ArrayD::zeros(IxDyn(&inner.shape().unwrap_or_default()))),
+                )),
+                Type::Tensor(_) => None,
+            });
         Ok(states.collect())
     }
 
@@ -64,11 +69,18 @@ impl Package {
         for (index, value) in &function.constants {
             values[*index] = Some(value.clone());
         }
-        let mut run = Run { values, state, precision };
+        let mut run = Run {
+            values,
+            state,
+            precision,
+        };
         for step in &function.steps {
             run.step(step).map_err(|problem| {
                 let name = step.result.as_ref().map_or("", |(name, ..)| name.as_str());
-                Error::Mil { operation: format!("{} {name}", step.operator), problem }
+                Error::Mil {
+                    operation: format!("{} {name}", step.operator),
+                    problem,
+                }
             })?;
         }
         let output = |(name, index): &(String, usize)| Some((name.clone(), run.values[*index].clone()?));
@@ -84,14 +96,22 @@ impl Package {
 }
 
 fn bind_input(name: &str, ty: &Type, inputs: &BTreeMap<String, Value>, precision: Precision) -> Result<Value> {
-    let Type::Tensor(ty) = ty else { return Ok(Value::State(name.into())) };
-    let value = inputs.get(name).ok_or_else(|| Error::option("input", name, "must be given"))?;
+    let Type::Tensor(ty) = ty else {
+        return Ok(Value::State(name.into()));
+    };
+    let value = inputs
+        .get(name)
+        .ok_or_else(|| Error::option("input", name, "must be given"))?;
     let fits = |shape: &[usize]| {
         let one = |(d, dim): (&usize, &Dim)| *dim == Dim::Fixed(*d) || *dim == Dim::Unknown;
         shape.len() == ty.rank() && shape.iter().zip(&ty.dims).all(one)
     };
     if !value.shape().is_some_and(fits) {
-        return Err(Error::option("input", name, format!("expected {ty}, found shape {:?}", value.shape())));
+        return Err(Error::option(
+            "input",
+            name,
+            format!("expected {ty}, found shape {:?}", value.shape()),
+        ));
     }
     Ok(rounded(value.clone(), ty, precision))
 }
@@ -111,7 +131,9 @@ impl Run<'_> {
         for index in &step.last_used {
             self.values[*index] = None;
         }
-        let (Some((_, index, ty)), Some(value)) = (&step.result, result) else { return Ok(()) };
+        let (Some((_, index, ty)), Some(value)) = (&step.result, result) else {
+            return Ok(());
+        };
         if let (Some(declared), Some(found)) = (ty.shape(), value.shape())
             && declared != found
         {
@@ -131,7 +153,11 @@ impl Run<'_> {
             }
             "read_state" => {
                 let name = self.state_name(step)?;
-                let held = if step.takes_state { self.state.remove(&name) } else { self.state.get(&name).cloned() };
+                let held = if step.takes_state {
+                    self.state.remove(&name)
+                } else {
+                    self.state.get(&name).cloned()
+                };
                 Some(Value::Float(held.ok_or_else(|| format!("state {name} was not given"))?))
             }
             "slice_update" => {
@@ -141,7 +167,12 @@ impl Run<'_> {
                 Some(Value::Float(slice_update(x, &update, &begin, &end)?))
             }
             "add" | "mul" => Some(self.arithmetic(step)?),
-            "gather" => Some(gather(self.value(step, "x")?, &self.ints(step, "indices")?, self.shape(step, "indices")?, self.int(step, "axis")?)?),
+            "gather" => Some(gather(
+                self.value(step, "x")?,
+                &self.ints(step, "indices")?,
+                self.shape(step, "indices")?,
+                self.int(step, "axis")?,
+            )?),
             "conv" => float(self.conv(step)?),
             "concat" => Some(self.concat(step)?),
             "silu" => float(self.floats(step, "x")?.mapv(|v| v / (1.0 + (-v).exp()))),
@@ -168,7 +199,12 @@ impl Run<'_> {
     }
 
     fn moved<T: Clone>(&self, step: &Step, x: &ArrayD<T>) -> Outcome<ArrayD<T>> {
-        let declared = || step.result.as_ref().and_then(|(_, _, ty)| ty.shape()).ok_or("a result of unknown shape");
+        let declared = || {
+            step.result
+                .as_ref()
+                .and_then(|(_, _, ty)| ty.shape())
+                .ok_or("a result of unknown shape")
+        };
         match step.operator.as_str() {
             "identity" => Ok(x.clone()),
             // The new shape was derived from the parameters when the package was opened.
@@ -178,7 +214,10 @@ impl Run<'_> {
             }
             "transpose" => {
                 let perm = self.ints(step, "perm")?;
-                let axes = perm.iter().map(|p| axis_of(*p, x.ndim())).collect::<Outcome<Vec<_>>>()?;
+                let axes = perm
+                    .iter()
+                    .map(|p| axis_of(*p, x.ndim()))
+                    .collect::<Outcome<Vec<_>>>()?;
                 Ok(x.view().permuted_axes(IxDyn(&axes)).as_standard_layout().into_owned())
             }
             "slice_by_index" => {
@@ -202,7 +241,11 @@ impl Run<'_> {
         let add = step.operator == "add";
         let (x, y) = (self.value(step, "x")?, self.value(step, "y")?);
         let out = if let (Value::Int(x), Value::Int(y)) = (x, y) {
-            let sum = zip(x, y, |a: i32, b: i32| if add { a.wrapping_add(b) } else { a.wrapping_mul(b) })?;
+            let sum = zip(
+                x,
+                y,
+                |a: i32, b: i32| if add { a.wrapping_add(b) } else { a.wrapping_mul(b) },
+            )?;
             Value::Int(Arc::new(sum))
         } else {
             let (x, y) = (self.floats(step, "x")?, self.floats(step, "y")?);
@@ -219,14 +262,23 @@ impl Run<'_> {
     }
 
     fn select(&self, step: &Step) -> Outcome<Value> {
-        match (self.value(step, "cond")?, self.value(step, "a")?, self.value(step, "b")?) {
-            (Value::Bool(cond), Value::Int(a), Value::Int(b)) if cond.shape() == a.shape() && a.shape() == b.shape() => {
+        match (
+            self.value(step, "cond")?,
+            self.value(step, "a")?,
+            self.value(step, "b")?,
+        ) {
+            (Value::Bool(cond), Value::Int(a), Value::Int(b))
+                if cond.shape() == a.shape() && a.shape() == b.shape() =>
+            {
                 let mut out = b.as_ref().clone();
-                ndarray::Zip::from(&mut out).and(cond.as_ref()).and(a.as_ref()).for_each(|o, c, a| {
-                    if *c {
-                        *o = *a;
-                    }
-                });
+                ndarray::Zip::from(&mut out)
+                    .and(cond.as_ref())
+                    .and(a.as_ref())
+                    .for_each(|o, c, a| {
+                        if *c {
+                            *o = *a;
+                        }
+                    });
                 Ok(Value::Int(Arc::new(out)))
             }
             _ => Err("only integers of one shape are selected".into()),
@@ -248,11 +300,16 @@ impl Run<'_> {
         let rank = values.first().and_then(|v| v.shape()).map_or(0, <[usize]>::len);
         let axis = Axis(axis_of(self.int(step, "axis")?, rank)?);
         if values.iter().all(|v| matches!(v, Value::Int(_))) {
-            let arrays = values.iter().filter_map(|v| if let Value::Int(a) = v { Some(a.view()) } else { None });
+            let arrays = values
+                .iter()
+                .filter_map(|v| if let Value::Int(a) = v { Some(a.view()) } else { None });
             let joined = ndarray::concatenate(axis, &arrays.collect::<Vec<_>>()).map_err(|e| e.to_string())?;
             return Ok(Value::Int(Arc::new(joined.as_standard_layout().into_owned())));
         }
-        let arrays: Vec<Floats> = values.iter().map(|v| v.to_floats().ok_or("mixed types")).collect::<Result<_, _>>()?;
+        let arrays: Vec<Floats> = values
+            .iter()
+            .map(|v| v.to_floats().ok_or("mixed types"))
+            .collect::<Result<_, _>>()?;
         let views: Vec<_> = arrays.iter().map(|a| a.view()).collect();
         let joined = ndarray::concatenate(axis, &views).map_err(|e| e.to_string())?;
         Ok(Value::Float(Arc::new(joined.as_standard_layout().into_owned())))
@@ -276,17 +333,20 @@ impl Run<'_> {
             other => Some(other.to_floats().ok_or("the weight is no tensor")?),
         };
         let blocks: Vec<_> = out.axis_chunks_iter_mut(Axis(0), chunk).collect();
-        blocks.into_par_iter().enumerate().try_for_each(|(i, mut target)| -> Outcome<()> {
-            let elements = i * chunk * channels..(i * chunk + target.nrows()) * channels;
-            let block = match (weight, &widened) {
-                (Value::Half(half), _) => half.floats(elements),
-                (_, Some(floats)) => floats.as_slice().ok_or("a strided weight")?[elements].to_vec(),
-                _ => return Err("the weight is no tensor".into()),
-            };
-            let block = ArrayView2::from_shape((target.nrows(), channels), &block).map_err(|e| e.to_string())?;
-            ndarray::linalg::general_mat_mul(1.0, &block, &x, 0.0, &mut target);
-            Ok(())
-        })?;
+        blocks
+            .into_par_iter()
+            .enumerate()
+            .try_for_each(|(i, mut target)| -> Outcome<()> {
+                let elements = i * chunk * channels..(i * chunk + target.nrows()) * channels;
+                let block = match (weight, &widened) {
+                    (Value::Half(half), _) => half.floats(elements),
+                    (_, Some(floats)) => floats.as_slice().ok_or("a strided weight")?[elements].to_vec(),
+                    _ => return Err("the weight is no tensor".into()),
+                };
+                let block = ArrayView2::from_shape((target.nrows(), channels), &block).map_err(|e| e.to_string())?;
+                ndarray::linalg::general_mat_mul(1.0, &block, &x, 0.0, &mut target);
+                Ok(())
+            })?;
         if step.args.contains_key("bias") {
             let bias = self.floats(step, "bias")?;
             for (mut row, b) in out.rows_mut().into_iter().zip(bias.iter()) {
@@ -300,7 +360,9 @@ impl Run<'_> {
     fn layer_norm(&self, step: &Step) -> Outcome<ArrayD<f32>> {
         let (x, axes) = (self.floats(step, "x")?, self.ints(step, "axes")?);
         let epsilon = f64::from(*self.floats(step, "epsilon")?.first().ok_or("no epsilon")?);
-        let [axis] = axes.as_slice() else { return Err("more than one axis is not supported".into()) };
+        let [axis] = axes.as_slice() else {
+            return Err("more than one axis is not supported".into());
+        };
         let mut out = x.as_ref().clone();
         for mut lane in out.lanes_mut(Axis(axis_of(*axis, x.ndim())?)) {
             let count = lane.len() as f64;
@@ -328,7 +390,11 @@ impl Run<'_> {
         if batch(&x) != batch(&y) {
             return Err(format!("batches {:?} and {:?} differ", batch(&x), batch(&y)));
         }
-        let shape = step.result.as_ref().and_then(|(_, _, ty)| ty.shape()).ok_or("a result of unknown shape")?;
+        let shape = step
+            .result
+            .as_ref()
+            .and_then(|(_, _, ty)| ty.shape())
+            .ok_or("a result of unknown shape")?;
         let last2 = |a: &ArrayD<f32>| (a.shape()[a.ndim() - 2], a.shape()[a.ndim() - 1]);
         let ((xr, xc), (yr, yc)) = (last2(&x), last2(&y));
         let (x, y) = (x.as_slice().ok_or("x is strided")?, y.as_slice().ok_or("y is strided")?);
@@ -336,26 +402,39 @@ impl Run<'_> {
         for (x, y) in x.chunks_exact((xr * xc).max(1)).zip(y.chunks_exact((yr * yc).max(1))) {
             let (x, y) = (ArrayView2::from_shape((xr, xc), x), ArrayView2::from_shape((yr, yc), y));
             let (x, y) = (x.map_err(|e| e.to_string())?, y.map_err(|e| e.to_string())?);
-            let (x, y) = (if turn_x { x.reversed_axes() } else { x }, if turn_y { y.reversed_axes() } else { y });
+            let (x, y) = (
+                if turn_x { x.reversed_axes() } else { x },
+                if turn_y { y.reversed_axes() } else { y },
+            );
             out.extend(x.dot(&y).iter().copied());
         }
         ArrayD::from_shape_vec(IxDyn(&shape), out).map_err(|e| e.to_string())
     }
 
     fn index(&self, step: &Step, name: &str) -> Outcome<usize> {
-        step.args.get(name).and_then(|bound| bound.first()).copied().ok_or_else(|| format!("{name} is missing"))
+        step.args
+            .get(name)
+            .and_then(|bound| bound.first())
+            .copied()
+            .ok_or_else(|| format!("{name} is missing"))
     }
 
     fn value(&self, step: &Step, name: &str) -> Outcome<&Value> {
-        self.values[self.index(step, name)?].as_ref().ok_or_else(|| format!("{name} has no value"))
+        self.values[self.index(step, name)?]
+            .as_ref()
+            .ok_or_else(|| format!("{name} has no value"))
     }
 
     fn shape(&self, step: &Step, name: &str) -> Outcome<&[usize]> {
-        self.value(step, name)?.shape().ok_or_else(|| format!("{name} is no tensor"))
+        self.value(step, name)?
+            .shape()
+            .ok_or_else(|| format!("{name} is no tensor"))
     }
 
     fn floats(&self, step: &Step, name: &str) -> Outcome<Floats> {
-        self.value(step, name)?.to_floats().ok_or_else(|| format!("{name} holds no floats"))
+        self.value(step, name)?
+            .to_floats()
+            .ok_or_else(|| format!("{name} holds no floats"))
     }
 
     /// A float operand that is given up where this is its last use, so that it can be changed in place.
@@ -376,7 +455,10 @@ impl Run<'_> {
     }
 
     fn int(&self, step: &Step, name: &str) -> Outcome<i32> {
-        self.ints(step, name)?.first().copied().ok_or_else(|| format!("{name} is empty"))
+        self.ints(step, name)?
+            .first()
+            .copied()
+            .ok_or_else(|| format!("{name} is empty"))
     }
 
     fn state_name(&self, step: &Step) -> Outcome<String> {
@@ -389,7 +471,9 @@ impl Run<'_> {
 
 /// A compressed weight, unpacked to fp16: `scale · (data − offset)`, or entries of tables.
 pub(super) fn unpack_weight(data: &Value, side: &Value, offset: Option<&Value>) -> Outcome<Value> {
-    let Value::Int(data) = data else { return Err("compressed weights are integers".into()) };
+    let Value::Int(data) = data else {
+        return Err("compressed weights are integers".into());
+    };
     let side = side.to_floats().ok_or("scales and tables are floats")?;
     let offset = match offset {
         None => None,
@@ -402,7 +486,12 @@ pub(super) fn unpack_weight(data: &Value, side: &Value, offset: Option<&Value>) 
     let is_table = side_shape.len() > shape.len();
     let side = side.as_slice().ok_or("a strided operand")?;
     let halves = data.indexed_iter().map(|(at, element)| {
-        let group = at.slice().iter().zip(&blocks).zip(side_shape).fold(0, |g, ((i, b), s)| g * s + i / b);
+        let group = at
+            .slice()
+            .iter()
+            .zip(&blocks)
+            .zip(side_shape)
+            .fold(0, |g, ((i, b), s)| g * s + i / b);
         let value = if is_table {
             side[group * entries + *element as usize]
         } else {
@@ -410,7 +499,10 @@ pub(super) fn unpack_weight(data: &Value, side: &Value, offset: Option<&Value>) 
         };
         f16::from_f32(value)
     });
-    Ok(Value::Half(Arc::new(HalfTensor { shape: shape.to_vec(), data: halves.collect() })))
+    Ok(Value::Half(Arc::new(HalfTensor {
+        shape: shape.to_vec(),
+        data: halves.collect(),
+    })))
 }
 
 /// Rounds floats to their declared type where the precision asks for it.
@@ -418,7 +510,10 @@ fn rounded(value: Value, ty: &TensorType, precision: Precision) -> Value {
     match value {
         Value::Float(mut array) if ty.dtype == DType::F16 && precision == Precision::F16 => {
             // What is already rounded need not be copied: a state or a slice of one.
-            if array.iter().any(|v| f16::from_f32(*v).to_f32().to_bits() != v.to_bits()) {
+            if array
+                .iter()
+                .any(|v| f16::from_f32(*v).to_f32().to_bits() != v.to_bits())
+            {
                 Arc::make_mut(&mut array).mapv_inplace(|v| f16::from_f32(v).to_f32());
             }
             Value::Float(array)
@@ -449,7 +544,11 @@ fn slice_update(mut x: Floats, update: &ArrayD<f32>, begin: &[i32], end: &[i32])
     let array = Arc::make_mut(&mut x);
     let mut part = array.slice_each_axis_mut(|a| window(begin, end, a.axis.index()));
     if part.shape() != update.shape() {
-        return Err(format!("update {:?} for a window of {:?}", update.shape(), part.shape()));
+        return Err(format!(
+            "update {:?} for a window of {:?}",
+            update.shape(),
+            part.shape()
+        ));
     }
     part.assign(update);
     Ok(x)
@@ -487,15 +586,14 @@ fn softmax(x: &ArrayD<f32>, axis: i32) -> Outcome<ArrayD<f32>> {
     Ok(out)
 }
 
-fn zip<A: Copy, T: Clone + Default>(
-    x: &ArrayD<A>,
-    y: &ArrayD<A>,
-    f: impl Fn(A, A) -> T,
-) -> Outcome<ArrayD<T>> {
+fn zip<A: Copy, T: Clone + Default>(x: &ArrayD<A>, y: &ArrayD<A>, f: impl Fn(A, A) -> T) -> Outcome<ArrayD<T>> {
     let shape = crate::mil::broadcast(x.shape(), y.shape()).ok_or("shapes do not broadcast")?;
     let (x, y) = (x.broadcast(IxDyn(&shape)), y.broadcast(IxDyn(&shape)));
     let (x, y) = (x.ok_or("x does not broadcast")?, y.ok_or("y does not broadcast")?);
     let mut out = ArrayD::from_elem(IxDyn(&shape), T::default());
-    ndarray::Zip::from(&mut out).and(x).and(y).for_each(|o, a, b| *o = f(*a, *b));
+    ndarray::Zip::from(&mut out)
+        .and(x)
+        .and(y)
+        .for_each(|o, a, b| *o = f(*a, *b));
     Ok(out)
 }

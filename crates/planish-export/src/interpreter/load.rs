@@ -69,7 +69,9 @@ impl Package {
         let description = model.description.ok_or_else(|| bad("no description".into()))?;
         if model.specification_version != SPECIFICATION_VERSION {
             let found = model.specification_version;
-            return Err(bad(format!("specification version {found}, expected {SPECIFICATION_VERSION}")));
+            return Err(bad(format!(
+                "specification version {found}, expected {SPECIFICATION_VERSION}"
+            )));
         }
         if program.version != 1 {
             return Err(bad(format!("program version {}, expected 1", program.version)));
@@ -91,7 +93,10 @@ impl Package {
         if !functions.contains_key(&described.0) {
             return Err(bad(format!("the default function {:?} is absent", described.0)));
         }
-        Ok(Self { functions, default: described.0 })
+        Ok(Self {
+            functions,
+            default: described.0,
+        })
     }
 
     /// Names of the functions.
@@ -106,7 +111,12 @@ impl Package {
 
     /// Type of an input or state of a function.
     pub fn input_type(&self, function: &str, input: &str) -> Option<&TensorType> {
-        self.functions.get(function)?.inputs.iter().find(|(name, ..)| name == input).map(|(_, ty, _)| ty.tensor())
+        self.functions
+            .get(function)?
+            .inputs
+            .iter()
+            .find(|(name, ..)| name == input)
+            .map(|(_, ty, _)| ty.tensor())
     }
 }
 
@@ -119,10 +129,17 @@ fn spec_path(package: &Path) -> Result<PathBuf> {
     if manifest["fileFormatVersion"] != "1.0.0" {
         return Err(bad("fileFormatVersion is not 1.0.0"));
     }
-    let root = manifest["rootModelIdentifier"].as_str().ok_or_else(|| bad("no rootModelIdentifier"))?;
-    let items = manifest["itemInfoEntries"].as_object().ok_or_else(|| bad("no itemInfoEntries"))?;
+    let root = manifest["rootModelIdentifier"]
+        .as_str()
+        .ok_or_else(|| bad("no rootModelIdentifier"))?;
+    let items = manifest["itemInfoEntries"]
+        .as_object()
+        .ok_or_else(|| bad("no itemInfoEntries"))?;
     for item in items.values() {
-        if ["author", "description", "name", "path"].iter().any(|key| !item[*key].is_string()) {
+        if ["author", "description", "name", "path"]
+            .iter()
+            .any(|key| !item[*key].is_string())
+        {
             return Err(bad("an item lacks author, description, name or path"));
         }
         let target = package.join("Data").join(item["path"].as_str().unwrap_or_default());
@@ -130,7 +147,10 @@ fn spec_path(package: &Path) -> Result<PathBuf> {
             return Err(bad(&format!("{} is absent", target.display())));
         }
     }
-    let root = items.get(root).and_then(|item| item["path"].as_str()).ok_or_else(|| bad("the root item is absent"))?;
+    let root = items
+        .get(root)
+        .and_then(|item| item["path"].as_str())
+        .ok_or_else(|| bad("the root item is absent"))?;
     Ok(package.join("Data").join(root))
 }
 
@@ -168,11 +188,17 @@ fn check_description(function: &proto::Function, described: &proto::FunctionDesc
         }
     }
     if inputs.len() != function.inputs.len() {
-        return Err(format!("{} inputs described, the function has {}", inputs.len(), function.inputs.len()));
+        return Err(format!(
+            "{} inputs described, the function has {}",
+            inputs.len(),
+            function.inputs.len()
+        ));
     }
     for input in &function.inputs {
         let ty = Type::from_proto(input.r#type.as_ref().unwrap_or(&proto::ValueType::default()))?;
-        let feature = inputs.get(input.name.as_str()).ok_or_else(|| format!("input {} is not described", input.name))?;
+        let feature = inputs
+            .get(input.name.as_str())
+            .ok_or_else(|| format!("input {} is not described", input.name))?;
         check_feature(feature, &ty)?;
     }
     let block = only_block(function)?;
@@ -181,9 +207,16 @@ fn check_description(function: &proto::Function, described: &proto::FunctionDesc
         return Err(format!("outputs {:?}, described are {names:?}", block.outputs));
     }
     for feature in &described.output {
-        let made = block.operations.iter().flat_map(|op| &op.outputs).find(|o| o.name == feature.name);
+        let made = block
+            .operations
+            .iter()
+            .flat_map(|op| &op.outputs)
+            .find(|o| o.name == feature.name);
         let made = made.ok_or_else(|| format!("no operation makes the output {}", feature.name))?;
-        check_feature(feature, &Type::from_proto(made.r#type.as_ref().unwrap_or(&proto::ValueType::default()))?)?;
+        check_feature(
+            feature,
+            &Type::from_proto(made.r#type.as_ref().unwrap_or(&proto::ValueType::default()))?,
+        )?;
     }
     Ok(())
 }
@@ -196,14 +229,25 @@ fn check_feature(feature: &proto::FeatureDescription, ty: &Type) -> Result<(), S
             if inner.dtype != DType::F16 {
                 return Err(format!("state {} is {inner}; Core ML takes fp16 only", feature.name));
             }
-            state.array_type.as_ref().ok_or_else(|| format!("state {} has no type", feature.name))?
+            state
+                .array_type
+                .as_ref()
+                .ok_or_else(|| format!("state {} has no type", feature.name))?
         }
         _ => return Err(format!("{} is described as another kind than {ty}", feature.name)),
     };
     let tensor = ty.tensor();
-    let disagree = || format!("{} is described with shape {:?}, the program has {ty}", feature.name, array.shape);
+    let disagree = || {
+        format!(
+            "{} is described with shape {:?}, the program has {ty}",
+            feature.name, array.shape
+        )
+    };
     if tensor.dtype.array_type().is_none_or(|t| t as i32 != array.data_type) {
-        return Err(format!("{} is described with data type {}, the program has {ty}", feature.name, array.data_type));
+        return Err(format!(
+            "{} is described with data type {}, the program has {ty}",
+            feature.name, array.data_type
+        ));
     }
     let fits = |shape: &[i64]| {
         let dims = &tensor.dims;
@@ -216,7 +260,11 @@ fn check_feature(feature: &proto::FeatureDescription, ty: &Type) -> Result<(), S
     match &array.enumerated_shapes {
         Some(list) => {
             let listed = list.shapes.iter().any(|s| s.shape == array.shape);
-            if listed && list.shapes.iter().all(|s| fits(&s.shape)) { Ok(()) } else { Err(disagree()) }
+            if listed && list.shapes.iter().all(|s| fits(&s.shape)) {
+                Ok(())
+            } else {
+                Err(disagree())
+            }
         }
         // The shape of an output that follows an input's may be left away.
         None if array.shape.is_empty() && tensor.shape().is_none() => Ok(()),
@@ -279,12 +327,21 @@ impl<'a> Loader<'a> {
         }
         let mut outputs = Vec::new();
         for name in &block.outputs {
-            let known = self.known.get(name).ok_or_else(|| format!("output {name} is undefined"))?;
+            let known = self
+                .known
+                .get(name)
+                .ok_or_else(|| format!("output {name} is undefined"))?;
             outputs.push((name.clone(), known.index));
         }
         mark_last_uses(&mut steps, &inputs, &outputs, &self.constants);
         mark_moved_states(&mut steps);
-        Ok(Function { inputs, outputs, steps, constants: self.constants, value_count: self.count })
+        Ok(Function {
+            inputs,
+            outputs,
+            steps,
+            constants: self.constants,
+            value_count: self.count,
+        })
     }
 
     fn define(&mut self, name: &str, ty: Type, literal: Option<Literal>) -> Result<usize, String> {
@@ -318,11 +375,19 @@ impl<'a> Loader<'a> {
         if operation.r#type.starts_with("constexpr_") {
             return self.compressed_weight(operation, &args, result).map(|()| None);
         }
-        let args: BTreeMap<String, Vec<usize>> =
-            args.into_iter().map(|(name, bound)| (name, bound.iter().map(|b| b.index).collect())).collect();
+        let args: BTreeMap<String, Vec<usize>> = args
+            .into_iter()
+            .map(|(name, bound)| (name, bound.iter().map(|b| b.index).collect()))
+            .collect();
         let result = self.define_result(operation, result)?;
         let operator = operation.r#type.clone();
-        Ok(Some(Step { operator, args, result, last_used: Vec::new(), takes_state: false }))
+        Ok(Some(Step {
+            operator,
+            args,
+            result,
+            last_used: Vec::new(),
+            takes_state: false,
+        }))
     }
 
     fn define_result(
@@ -353,10 +418,21 @@ impl<'a> Loader<'a> {
     ) -> Result<(), String> {
         let value_of = |name: &str| -> Option<&Value> {
             let index = args.get(name)?.first()?.index;
-            self.constants.iter().rev().find(|(i, _)| *i == index).map(|(_, value)| value)
+            self.constants
+                .iter()
+                .rev()
+                .find(|(i, _)| *i == index)
+                .map(|(_, value)| value)
         };
-        let (data, side) = if args.contains_key("lut") { ("indices", "lut") } else { ("data", "scale") };
-        let (data, side) = (value_of(data).ok_or("no constant data")?, value_of(side).ok_or("no constant side data")?);
+        let (data, side) = if args.contains_key("lut") {
+            ("indices", "lut")
+        } else {
+            ("data", "scale")
+        };
+        let (data, side) = (
+            value_of(data).ok_or("no constant data")?,
+            value_of(side).ok_or("no constant side data")?,
+        );
         let key = (address(data), address(side));
         let value = match self.weights.unpacked.get(&key) {
             Some(known) => known.clone(),
@@ -384,7 +460,11 @@ impl<'a> Loader<'a> {
         if !is_identifier(&output.name) {
             return Err(format!("the name {:?} is no identifier", output.name));
         }
-        let known = Known { index: bound.index, ty: bound.ty, literal: bound.literal };
+        let known = Known {
+            index: bound.index,
+            ty: bound.ty,
+            literal: bound.literal,
+        };
         if self.known.insert(output.name.clone(), known).is_some() {
             return Err(format!("the name {} is defined twice", output.name));
         }
@@ -398,9 +478,15 @@ impl<'a> Loader<'a> {
             for binding in &argument.arguments {
                 bound.push(match &binding.kind {
                     Some(BindingKind::Name(name)) => {
-                        let known =
-                            self.known.get(name).ok_or_else(|| format!("it reads {name} before it is defined"))?;
-                        Known { index: known.index, ty: known.ty.clone(), literal: known.literal.clone() }
+                        let known = self
+                            .known
+                            .get(name)
+                            .ok_or_else(|| format!("it reads {name} before it is defined"))?;
+                        Known {
+                            index: known.index,
+                            ty: known.ty.clone(),
+                            literal: known.literal.clone(),
+                        }
                     }
                     Some(BindingKind::Value(value)) => self.bind_value(value)?,
                     None => return Err(format!("parameter {parameter} is bound to nothing")),
@@ -419,7 +505,10 @@ impl<'a> Loader<'a> {
         let operands: Operands = args
             .iter()
             .map(|(name, bound)| {
-                let operands = bound.iter().map(|known| Operand { ty: &known.ty, literal: known.literal.as_ref() });
+                let operands = bound.iter().map(|known| Operand {
+                    ty: &known.ty,
+                    literal: known.literal.as_ref(),
+                });
                 (name.as_str(), operands.collect())
             })
             .collect();
@@ -443,7 +532,11 @@ impl<'a> Loader<'a> {
         let index = self.count;
         self.count += 1;
         self.constants.push((index, runtime));
-        Ok(Known { index, ty: Type::Tensor(ty), literal })
+        Ok(Known {
+            index,
+            ty: Type::Tensor(ty),
+            literal,
+        })
     }
 }
 
@@ -460,8 +553,12 @@ fn address(value: &Value) -> usize {
 
 fn literal_of(value: Option<&proto::Value>) -> Result<Option<Literal>, String> {
     let Some(value) = value else { return Ok(None) };
-    let (Some(ty), Some(ValueKind::Immediate(immediate))) = (&value.r#type, &value.kind) else { return Ok(None) };
-    let Type::Tensor(ty) = Type::from_proto(ty)? else { return Ok(None) };
+    let (Some(ty), Some(ValueKind::Immediate(immediate))) = (&value.r#type, &value.kind) else {
+        return Ok(None);
+    };
+    let Type::Tensor(ty) = Type::from_proto(ty)? else {
+        return Ok(None);
+    };
     match &immediate.tensor {
         Some(tensor) => Literal::from_proto(tensor, &ty),
         None => Ok(None),
@@ -499,7 +596,13 @@ fn mark_last_uses(
 /// Marks `read_state` steps whose value is only updated and written back before the state is touched again, so that the
 /// interpreter may move the state instead of copying it. The result is the same either way.
 fn mark_moved_states(steps: &mut [Step]) {
-    let uses = |steps: &[Step], value: usize| steps.iter().flat_map(|s| s.args.values().flatten()).filter(|i| **i == value).count();
+    let uses = |steps: &[Step], value: usize| {
+        steps
+            .iter()
+            .flat_map(|s| s.args.values().flatten())
+            .filter(|i| **i == value)
+            .count()
+    };
     let moved: Vec<bool> = (0..steps.len())
         .map(|at| {
             if steps[at].operator != "read_state" || at + 2 >= steps.len() {
@@ -507,7 +610,9 @@ fn mark_moved_states(steps: &mut [Step]) {
             }
             let (update, write) = (&steps[at + 1], &steps[at + 2]);
             let result = |step: &Step| step.result.as_ref().map(|(_, i, _)| *i);
-            let (Some(read), Some(updated)) = (result(&steps[at]), result(update)) else { return false };
+            let (Some(read), Some(updated)) = (result(&steps[at]), result(update)) else {
+                return false;
+            };
             update.operator == "slice_update"
                 && update.args.get("x").is_some_and(|x| *x == [read])
                 && write.operator == "write_state"
@@ -535,8 +640,18 @@ struct Weights {
 impl Weights {
     fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("weights/weight.bin");
-        let reader = if path.exists() { Some(BlobReader::open(&path)?) } else { None };
-        Ok(Self { folder: folder.to_owned(), reader, values: HashMap::new(), unpacked: HashMap::new(), used: BTreeSet::new() })
+        let reader = if path.exists() {
+            Some(BlobReader::open(&path)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            folder: folder.to_owned(),
+            reader,
+            values: HashMap::new(),
+            unpacked: HashMap::new(),
+            used: BTreeSet::new(),
+        })
     }
 
     fn value(&mut self, blob: &proto::BlobFileValue, ty: &TensorType) -> Result<Value, String> {
@@ -547,8 +662,14 @@ impl Weights {
         if let Some(value) = self.values.get(&key) {
             return Ok(value.clone());
         }
-        let reader = self.reader.as_mut().ok_or_else(|| format!("{}: no weight file", self.folder.display()))?;
-        let (shape, count) = (ty.shape().unwrap_or_default(), ty.count().ok_or("a blob of unknown shape")?);
+        let reader = self
+            .reader
+            .as_mut()
+            .ok_or_else(|| format!("{}: no weight file", self.folder.display()))?;
+        let (shape, count) = (
+            ty.shape().unwrap_or_default(),
+            ty.count().ok_or("a blob of unknown shape")?,
+        );
         let raw = reader.read(blob.offset, ty.dtype, count).map_err(|e| e.to_string())?;
         let value = decode(&raw, ty.dtype, &shape, count)?;
         self.used.insert(blob.offset);
@@ -561,9 +682,10 @@ impl Weights {
         let Some(reader) = &mut self.reader else { return Ok(()) };
         let chain: BTreeSet<u64> = reader.offsets()?.into_iter().collect();
         match self.used.iter().find(|offset| !chain.contains(offset)) {
-            Some(offset) => {
-                Err(Error::bad_package(&self.folder, format!("the program reads a blob at {offset} inside another")))
-            }
+            Some(offset) => Err(Error::bad_package(
+                &self.folder,
+                format!("the program reads a blob at {offset} inside another"),
+            )),
             None => Ok(()),
         }
     }
@@ -572,13 +694,22 @@ impl Weights {
 fn decode(raw: &[u8], dtype: DType, shape: &[usize], count: usize) -> Result<Value, String> {
     let halves = || raw.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]));
     let value = match dtype {
-        DType::F16 => Some(Value::Half(Arc::new(HalfTensor { shape: shape.into(), data: halves().collect() }))),
+        DType::F16 => Some(Value::Half(Arc::new(HalfTensor {
+            shape: shape.into(),
+            data: halves().collect(),
+        }))),
         DType::F32 => {
-            let values = raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            let values = raw
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect();
             Value::floats(shape, values)
         }
         DType::I32 => {
-            let values = raw.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            let values = raw
+                .chunks_exact(4)
+                .map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect();
             Value::ints(shape, values)
         }
         DType::I8 => Value::ints(shape, raw.iter().map(|b| i32::from(*b as i8)).collect()),
@@ -586,9 +717,13 @@ fn decode(raw: &[u8], dtype: DType, shape: &[usize], count: usize) -> Result<Val
             let signed = |v: u8| i32::from((v << 4) as i8 >> 4);
             Value::ints(shape, unpack_bits(raw, 4, count).into_iter().map(signed).collect())
         }
-        DType::U8 | DType::U6 | DType::U4 | DType::U3 | DType::U2 | DType::U1 => {
-            Value::ints(shape, unpack_bits(raw, dtype.bits(), count).into_iter().map(i32::from).collect())
-        }
+        DType::U8 | DType::U6 | DType::U4 | DType::U3 | DType::U2 | DType::U1 => Value::ints(
+            shape,
+            unpack_bits(raw, dtype.bits(), count)
+                .into_iter()
+                .map(i32::from)
+                .collect(),
+        ),
         _ => None,
     };
     value.ok_or_else(|| format!("a blob of type {dtype}"))

@@ -41,12 +41,16 @@ impl HalfTensor {
 impl Value {
     /// A float tensor.
     pub fn floats(shape: &[usize], values: Vec<f32>) -> Option<Self> {
-        ArrayD::from_shape_vec(IxDyn(shape), values).ok().map(|a| Self::Float(Arc::new(a)))
+        ArrayD::from_shape_vec(IxDyn(shape), values)
+            .ok()
+            .map(|a| Self::Float(Arc::new(a)))
     }
 
     /// An integer tensor.
     pub fn ints(shape: &[usize], values: Vec<i32>) -> Option<Self> {
-        ArrayD::from_shape_vec(IxDyn(shape), values).ok().map(|a| Self::Int(Arc::new(a)))
+        ArrayD::from_shape_vec(IxDyn(shape), values)
+            .ok()
+            .map(|a| Self::Int(Arc::new(a)))
     }
 
     /// Its shape; `None` for a string or a state.
@@ -64,9 +68,9 @@ impl Value {
     pub fn to_floats(&self) -> Option<Arc<ArrayD<f32>>> {
         match self {
             Self::Float(a) => Some(a.clone()),
-            Self::Half(a) => {
-                ArrayD::from_shape_vec(IxDyn(&a.shape), a.floats(0..a.data.len())).ok().map(Arc::new)
-            }
+            Self::Half(a) => ArrayD::from_shape_vec(IxDyn(&a.shape), a.floats(0..a.data.len()))
+                .ok()
+                .map(Arc::new),
             _ => None,
         }
     }

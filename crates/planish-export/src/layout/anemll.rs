@@ -27,7 +27,12 @@ pub(crate) fn plan(decoder: &Decoder, settings: &Settings) -> Result<Vec<Planned
 /// `meta.yaml` and the `config.json` that ANEMLL's host reads (tokenizer class and model type).
 ///
 /// The tokenizer's own files are copied beside them by the exporter, where the model folder has them.
-pub(crate) fn companion_files(decoder: &Decoder, settings: &Settings, name: &str, tokenizer_class: &str) -> [(String, String); 2] {
+pub(crate) fn companion_files(
+    decoder: &Decoder,
+    settings: &Settings,
+    name: &str,
+    tokenizer_class: &str,
+) -> [(String, String); 2] {
     let lut = lut_bits(decoder).map_or("none".to_owned(), |bits| bits.to_string());
     let prefix = prefix(decoder);
     let suffix = lut_suffix(decoder);
@@ -67,7 +72,10 @@ pub(crate) fn companion_files(decoder: &Decoder, settings: &Settings, name: &str
         "model_type": decoder.config.family.model_type(),
         "tokenizer_class": tokenizer_class,
     });
-    [("meta.yaml".into(), meta), ("config.json".into(), format!("{config:#}\n"))]
+    [
+        ("meta.yaml".into(), meta),
+        ("config.json".into(), format!("{config:#}\n")),
+    ]
 }
 
 /// A YAML scalar in double quotes; JSON strings are YAML.
@@ -78,12 +86,29 @@ fn yaml_string(text: &str) -> String {
 fn embeddings(decoder: &Decoder, settings: &Settings) -> Result<PlannedPackage> {
     let mut plan = WeightPlan::new();
     let mut b = FunctionBuilder::new();
-    let tokens = if settings.prefill == 1 { Dim::Fixed(1) } else { Dim::Unknown };
-    let ids = b.input("input_ids", TensorType { dtype: DType::I32, dims: vec![Dim::Fixed(1), tokens] })?;
+    let tokens = if settings.prefill == 1 {
+        Dim::Fixed(1)
+    } else {
+        Dim::Unknown
+    };
+    let ids = b.input(
+        "input_ids",
+        TensorType {
+            dtype: DType::I32,
+            dims: vec![Dim::Fixed(1), tokens],
+        },
+    )?;
     let x = decoder.embed(&mut b, &mut plan, &ids)?;
     let function = b.finish(&[("hidden_states", &x)])?;
     let name = format!("{}_embeddings.mlpackage", prefix(decoder));
-    let mut package = package(decoder, settings, name, vec![(MAIN.to_owned(), function)], plan, "embeddings");
+    let mut package = package(
+        decoder,
+        settings,
+        name,
+        vec![(MAIN.to_owned(), function)],
+        plan,
+        "embeddings",
+    );
     package.enumerated = vec![vec![1, 1], vec![1, settings.prefill]];
     Ok(package)
 }
@@ -119,7 +144,10 @@ fn chunk_function(
     let x = b.input("hidden_states", TensorType::new(DType::F16, &[1, tokens, d]))?;
     let inputs = common_inputs(&mut b, tokens, decoder.context)?;
     let (position, state) = state_inputs(&mut b, decoder.cache_type())?;
-    let cache = Cache::State { state: &state, position: &position };
+    let cache = Cache::State {
+        state: &state,
+        position: &position,
+    };
     let context = decoder.context(&mut b, plan, &inputs.positions, &inputs.mask, &cache)?;
     let (x, _) = decoder.layers(&mut b, plan, &x, &context, &cache, first..stop)?;
     let x = match (last, prefill) {
@@ -133,13 +161,23 @@ fn chunk_function(
 fn lm_head(decoder: &Decoder, settings: &Settings) -> Result<PlannedPackage> {
     let mut plan = WeightPlan::new();
     let mut b = FunctionBuilder::new();
-    let x = b.input("hidden_states", TensorType::new(DType::F16, &[1, 1, decoder.config.hidden_size]))?;
+    let x = b.input(
+        "hidden_states",
+        TensorType::new(DType::F16, &[1, 1, decoder.config.hidden_size]),
+    )?;
     let logits = decoder.logits(&mut b, &mut plan, &x)?;
     let names = logit_names(logits.len());
     let outputs: Vec<(&str, &Tensor)> = names.iter().map(String::as_str).zip(&logits).collect();
     let function = b.finish(&outputs)?;
     let name = format!("{}_lm_head{}.mlpackage", prefix(decoder), lut_suffix(decoder));
-    Ok(package(decoder, settings, name, vec![(MAIN.to_owned(), function)], plan, "head"))
+    Ok(package(
+        decoder,
+        settings,
+        name,
+        vec![(MAIN.to_owned(), function)],
+        plan,
+        "head",
+    ))
 }
 
 fn package(
@@ -152,7 +190,14 @@ fn package(
 ) -> PlannedPackage {
     let description = format!("{} decoder: {part}", decoder.config.family.model_type());
     let user_defined = user_defined(decoder, settings);
-    PlannedPackage { file_name, functions, plan, enumerated: Vec::new(), description, user_defined }
+    PlannedPackage {
+        file_name,
+        functions,
+        plan,
+        enumerated: Vec::new(),
+        description,
+        user_defined,
+    }
 }
 
 fn prefix(decoder: &Decoder) -> &'static str {

@@ -22,7 +22,10 @@ pub(crate) fn plan(decoder: &Decoder, settings: &Settings, file_name: &str) -> R
     }
     if let Some((adapter, _)) = decoder.kept {
         for (name, tokens) in [("infer", 1), ("prefill", settings.prefill)] {
-            functions.push((format!("{name}_{adapter}"), function(decoder, settings, tokens, &mut plan)?));
+            functions.push((
+                format!("{name}_{adapter}"),
+                function(decoder, settings, tokens, &mut plan)?,
+            ));
         }
     }
     Ok(PlannedPackage {
@@ -47,7 +50,10 @@ fn function(decoder: &Decoder, settings: &Settings, tokens: usize, plan: &mut We
         return body(&mut b, decoder, plan, &ids, &inputs, &cache).and_then(|(logits, new)| finish(b, logits, new));
     }
     let (position, state) = state_inputs(&mut b, decoder.cache_type())?;
-    let cache = Cache::State { state: &state, position: &position };
+    let cache = Cache::State {
+        state: &state,
+        position: &position,
+    };
     body(&mut b, decoder, plan, &ids, &inputs, &cache).and_then(|(logits, new)| finish(b, logits, new))
 }
 

@@ -31,7 +31,11 @@ impl Tensor {
 
     /// Its shape; unknown dimensions are left out, which no caller with fixed shapes sees.
     pub fn shape(&self) -> Vec<usize> {
-        self.ty().dims.iter().filter_map(|d| if let Dim::Fixed(n) = d { Some(*n) } else { None }).collect()
+        self.ty()
+            .dims
+            .iter()
+            .filter_map(|d| if let Dim::Fixed(n) = d { Some(*n) } else { None })
+            .collect()
     }
 }
 
@@ -57,7 +61,10 @@ pub struct BlobRef {
 
 impl BlobRef {
     fn to_proto(&self) -> proto::Value {
-        let blob = proto::BlobFileValue { file_name: WEIGHT_FILE.into(), offset: self.offset };
+        let blob = proto::BlobFileValue {
+            file_name: WEIGHT_FILE.into(),
+            offset: self.offset,
+        };
         proto::Value {
             doc_string: String::new(),
             r#type: Some(self.ty.to_proto()),
@@ -143,7 +150,11 @@ impl FunctionBuilder {
     fn declare(&mut self, name: &str, ty: Type) -> Result<Tensor> {
         self.claim(name)?;
         self.inputs.push((name.into(), ty.clone()));
-        Ok(Tensor { name: name.into(), ty, literal: None })
+        Ok(Tensor {
+            name: name.into(),
+            ty,
+            literal: None,
+        })
     }
 
     /// A constant in the weight file.
@@ -210,7 +221,14 @@ impl FunctionBuilder {
     /// [`Error::Mil`].
     pub fn layer_norm(&mut self, x: &Tensor, epsilon: f32) -> Result<Tensor> {
         let (axes, epsilon) = (self.vector(&[-1])?, self.scalar_f16(epsilon)?);
-        self.op("layer_norm", &[("x", Arg::One(x)), ("axes", Arg::One(&axes)), ("epsilon", Arg::One(&epsilon))])
+        self.op(
+            "layer_norm",
+            &[
+                ("x", Arg::One(x)),
+                ("axes", Arg::One(&axes)),
+                ("epsilon", Arg::One(&epsilon)),
+            ],
+        )
     }
 
     /// Softmax along an axis.
@@ -236,8 +254,12 @@ impl FunctionBuilder {
     /// [`Error::Mil`].
     pub fn matmul(&mut self, x: &Tensor, y: &Tensor, transpose_y: bool) -> Result<Tensor> {
         let (no, flag) = (self.flag(false)?, self.flag(transpose_y)?);
-        let args =
-            [("x", Arg::One(x)), ("y", Arg::One(y)), ("transpose_x", Arg::One(&no)), ("transpose_y", Arg::One(&flag))];
+        let args = [
+            ("x", Arg::One(x)),
+            ("y", Arg::One(y)),
+            ("transpose_x", Arg::One(&no)),
+            ("transpose_y", Arg::One(&flag)),
+        ];
         self.op("matmul", &args)
     }
 
@@ -247,8 +269,11 @@ impl FunctionBuilder {
     /// [`Error::Mil`].
     pub fn concat(&mut self, values: &[&Tensor], axis: i32) -> Result<Tensor> {
         let (axis, interleave) = (self.scalar_i32(axis)?, self.flag(false)?);
-        let args =
-            [("values", Arg::Many(values)), ("axis", Arg::One(&axis)), ("interleave", Arg::One(&interleave))];
+        let args = [
+            ("values", Arg::Many(values)),
+            ("axis", Arg::One(&axis)),
+            ("interleave", Arg::One(&interleave)),
+        ];
         self.op("concat", &args)
     }
 
@@ -258,7 +283,10 @@ impl FunctionBuilder {
     /// [`Error::Mil`].
     pub fn slice(&mut self, x: &Tensor, begin: &[usize], end: &[usize]) -> Result<Tensor> {
         let (begin, end) = (self.sizes(begin)?, self.sizes(end)?);
-        self.op("slice_by_index", &[("x", Arg::One(x)), ("begin", Arg::One(&begin)), ("end", Arg::One(&end))])
+        self.op(
+            "slice_by_index",
+            &[("x", Arg::One(x)), ("begin", Arg::One(&begin)), ("end", Arg::One(&end))],
+        )
     }
 
     /// `x` with the window `begin .. end` replaced; both may be computed.
@@ -266,8 +294,12 @@ impl FunctionBuilder {
     /// # Errors
     /// [`Error::Mil`].
     pub fn slice_update(&mut self, x: &Tensor, update: &Tensor, begin: &Tensor, end: &Tensor) -> Result<Tensor> {
-        let args =
-            [("x", Arg::One(x)), ("update", Arg::One(update)), ("begin", Arg::One(begin)), ("end", Arg::One(end))];
+        let args = [
+            ("x", Arg::One(x)),
+            ("update", Arg::One(update)),
+            ("begin", Arg::One(begin)),
+            ("end", Arg::One(end)),
+        ];
         self.op("slice_update", &args)
     }
 
@@ -345,7 +377,11 @@ impl FunctionBuilder {
     /// # Errors
     /// [`Error::Mil`].
     pub fn write_state(&mut self, state: &State, data: &Tensor) -> Result<()> {
-        self.emit("write_state", &[("input", Arg::One(&state.0)), ("data", Arg::One(data))]).map(|_| ())
+        self.emit(
+            "write_state",
+            &[("input", Arg::One(&state.0)), ("data", Arg::One(data))],
+        )
+        .map(|_| ())
     }
 
     /// A weight stored as integers with one scale for each block: `scale · data`.
@@ -353,7 +389,10 @@ impl FunctionBuilder {
     /// # Errors
     /// [`Error::Mil`].
     pub fn blockwise_shift_scale(&mut self, data: &BlobRef, scale: &BlobRef) -> Result<Tensor> {
-        self.op("constexpr_blockwise_shift_scale", &[("data", Arg::Blob(data)), ("scale", Arg::Blob(scale))])
+        self.op(
+            "constexpr_blockwise_shift_scale",
+            &[("data", Arg::Blob(data)), ("scale", Arg::Blob(scale))],
+        )
     }
 
     /// A weight stored as indices into tables, one table for each block.
@@ -361,7 +400,10 @@ impl FunctionBuilder {
     /// # Errors
     /// [`Error::Mil`].
     pub fn lut_to_dense(&mut self, indices: &BlobRef, lut: &BlobRef) -> Result<Tensor> {
-        self.op("constexpr_lut_to_dense", &[("indices", Arg::Blob(indices)), ("lut", Arg::Blob(lut))])
+        self.op(
+            "constexpr_lut_to_dense",
+            &[("indices", Arg::Blob(indices)), ("lut", Arg::Blob(lut))],
+        )
     }
 
     /// An fp16 number.
@@ -421,24 +463,42 @@ impl FunctionBuilder {
         literal: Option<Literal>,
     ) -> Result<Tensor> {
         let name = self.fresh(hint)?;
-        let output = proto::NamedValueType { name: name.clone(), r#type: Some(ty.to_proto()) };
+        let output = proto::NamedValueType {
+            name: name.clone(),
+            r#type: Some(ty.to_proto()),
+        };
         let attributes = BTreeMap::from([("name".into(), name_value(&name)), ("val".into(), message)]);
-        let operation =
-            proto::Operation { r#type: "const".into(), outputs: vec![output], attributes, ..Default::default() };
+        let operation = proto::Operation {
+            r#type: "const".into(),
+            outputs: vec![output],
+            attributes,
+            ..Default::default()
+        };
         self.operations.push(operation);
-        Ok(Tensor { name, ty: Type::Tensor(ty.clone()), literal })
+        Ok(Tensor {
+            name,
+            ty: Type::Tensor(ty.clone()),
+            literal,
+        })
     }
 
     /// An operation with one result.
     fn op(&mut self, operator: &'static str, args: &[(&'static str, Arg)]) -> Result<Tensor> {
-        self.emit(operator, args)?.ok_or_else(|| Error::internal(format!("{operator} has no result")))
+        self.emit(operator, args)?
+            .ok_or_else(|| Error::internal(format!("{operator} has no result")))
     }
 
     fn emit(&mut self, operator: &'static str, args: &[(&'static str, Arg)]) -> Result<Option<Tensor>> {
         let result = infer_args(operator, args)?;
         let name = self.fresh(operator)?;
-        let inputs = args.iter().map(|(parameter, arg)| ((*parameter).into(), argument(arg))).collect();
-        let outputs = result.iter().map(|ty| proto::NamedValueType { name: name.clone(), r#type: Some(ty.to_proto()) });
+        let inputs = args
+            .iter()
+            .map(|(parameter, arg)| ((*parameter).into(), argument(arg)))
+            .collect();
+        let outputs = result.iter().map(|ty| proto::NamedValueType {
+            name: name.clone(),
+            r#type: Some(ty.to_proto()),
+        });
         self.operations.push(proto::Operation {
             r#type: operator.into(),
             inputs,
@@ -446,7 +506,11 @@ impl FunctionBuilder {
             blocks: Vec::new(),
             attributes: BTreeMap::from([("name".into(), name_value(&name))]),
         });
-        Ok(result.map(|ty| Tensor { name, ty: Type::Tensor(ty), literal: None }))
+        Ok(result.map(|ty| Tensor {
+            name,
+            ty: Type::Tensor(ty),
+            literal: None,
+        }))
     }
 
     fn fresh(&mut self, hint: &str) -> Result<String> {
@@ -486,15 +550,24 @@ impl FunctionBuilder {
             opset: OPSET.into(),
             block_specializations: BTreeMap::from([(OPSET.into(), block)]),
         };
-        let outputs = outputs.iter().map(|(name, tensor)| ((*name).into(), tensor.ty().clone())).collect();
-        Ok(BuiltFunction { message, inputs: self.inputs, outputs })
+        let outputs = outputs
+            .iter()
+            .map(|(name, tensor)| ((*name).into(), tensor.ty().clone()))
+            .collect();
+        Ok(BuiltFunction {
+            message,
+            inputs: self.inputs,
+            outputs,
+        })
     }
 
     fn rename(&mut self, old: &str, new: &str) -> Result<()> {
         let makers = self.operations.iter_mut().filter(|op| op.r#type != "const");
         let mut outputs = makers.flat_map(|op| op.outputs.iter_mut());
         let output = outputs.find(|output| output.name == old);
-        output.ok_or_else(|| mil(new, format!("{old} is no operation's result")))?.name = new.into();
+        output
+            .ok_or_else(|| mil(new, format!("{old} is no operation's result")))?
+            .name = new.into();
         let bindings = self.operations.iter_mut().flat_map(|op| op.inputs.values_mut());
         for binding in bindings.flat_map(|argument| argument.arguments.iter_mut()) {
             if let Some(BindingKind::Name(name)) = &mut binding.kind
@@ -510,7 +583,13 @@ impl FunctionBuilder {
 fn infer_args(operator: &'static str, args: &[(&'static str, Arg)]) -> Result<Option<TensorType>> {
     let blob_types: Vec<Option<Type>> = args
         .iter()
-        .map(|(_, arg)| if let Arg::Blob(blob) = arg { Some(Type::Tensor(blob.ty.clone())) } else { None })
+        .map(|(_, arg)| {
+            if let Arg::Blob(blob) = arg {
+                Some(Type::Tensor(blob.ty.clone()))
+            } else {
+                None
+            }
+        })
         .collect();
     let mut operands = BTreeMap::new();
     for ((parameter, arg), blob_type) in args.iter().zip(&blob_types) {
@@ -525,21 +604,31 @@ fn infer_args(operator: &'static str, args: &[(&'static str, Arg)]) -> Result<Op
 }
 
 fn operand(tensor: &Tensor) -> Operand<'_> {
-    Operand { ty: &tensor.ty, literal: tensor.literal.as_ref() }
+    Operand {
+        ty: &tensor.ty,
+        literal: tensor.literal.as_ref(),
+    }
 }
 
 fn argument(arg: &Arg) -> proto::Argument {
-    let by_name = |tensor: &Tensor| proto::Binding { kind: Some(BindingKind::Name(tensor.name.clone())) };
+    let by_name = |tensor: &Tensor| proto::Binding {
+        kind: Some(BindingKind::Name(tensor.name.clone())),
+    };
     let arguments = match arg {
         Arg::One(tensor) => vec![by_name(tensor)],
         Arg::Many(tensors) => tensors.iter().map(|tensor| by_name(tensor)).collect(),
-        Arg::Blob(blob) => vec![proto::Binding { kind: Some(BindingKind::Value(blob.to_proto())) }],
+        Arg::Blob(blob) => vec![proto::Binding {
+            kind: Some(BindingKind::Value(blob.to_proto())),
+        }],
     };
     proto::Argument { arguments }
 }
 
 fn named_type(name: &str, ty: &Type) -> proto::NamedValueType {
-    proto::NamedValueType { name: name.into(), r#type: Some(ty.to_proto()) }
+    proto::NamedValueType {
+        name: name.into(),
+        r#type: Some(ty.to_proto()),
+    }
 }
 
 fn name_value(name: &str) -> proto::Value {
@@ -547,7 +636,10 @@ fn name_value(name: &str) -> proto::Value {
 }
 
 fn mil(operation: &str, problem: String) -> Error {
-    Error::Mil { operation: operation.into(), problem }
+    Error::Mil {
+        operation: operation.into(),
+        problem,
+    }
 }
 
 /// Whether Core ML takes a name: `[A-Za-z_][A-Za-z0-9_@]*`.

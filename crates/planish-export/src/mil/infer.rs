@@ -23,17 +23,37 @@ pub type Operands<'a> = BTreeMap<&'a str, Vec<Operand<'a>>>;
 type Inferred = Result<TensorType, String>;
 
 /// Parameters of an operator: the required ones, then the optional ones.
-type Signature = (&'static str, &'static [&'static str], &'static [&'static str], fn(&Args) -> Inferred);
+type Signature = (
+    &'static str,
+    &'static [&'static str],
+    &'static [&'static str],
+    fn(&Args) -> Inferred,
+);
 
 const OPERATORS: &[Signature] = &[
     ("add", &["x", "y"], &[], arithmetic),
     ("cast", &["x", "dtype"], &[], cast),
     ("concat", &["values", "axis", "interleave"], &[], concat),
-    ("constexpr_blockwise_shift_scale", &["data", "scale"], &["offset"], blockwise_shift_scale),
+    (
+        "constexpr_blockwise_shift_scale",
+        &["data", "scale"],
+        &["offset"],
+        blockwise_shift_scale,
+    ),
     ("constexpr_lut_to_dense", &["indices", "lut"], &[], lut_to_dense),
-    ("conv", &["x", "weight", "strides", "pad_type", "pad", "dilations", "groups"], &["bias"], conv),
+    (
+        "conv",
+        &["x", "weight", "strides", "pad_type", "pad", "dilations", "groups"],
+        &["bias"],
+        conv,
+    ),
     ("expand_dims", &["x", "axes"], &[], expand_dims),
-    ("gather", &["x", "indices", "axis"], &["batch_dims", "validate_indices"], gather),
+    (
+        "gather",
+        &["x", "indices", "axis"],
+        &["batch_dims", "validate_indices"],
+        gather,
+    ),
     ("greater_equal", &["x", "y"], &[], compare),
     ("identity", &["x"], &[], same),
     ("layer_norm", &["x", "axes", "epsilon"], &[], layer_norm),
@@ -61,7 +81,10 @@ pub fn infer(operator: &str, operands: &Operands) -> Result<Option<TensorType>, 
         args.check_names(&["input", "data"], &[])?;
         return write_state(&args).map(|()| None);
     }
-    let row = OPERATORS.iter().find(|row| row.0 == operator).ok_or("no such operator is known here")?;
+    let row = OPERATORS
+        .iter()
+        .find(|row| row.0 == operator)
+        .ok_or("no such operator is known here")?;
     args.check_names(row.1, row.2)?;
     (row.3)(&args).map(Some)
 }
@@ -87,7 +110,10 @@ impl<'a> Args<'a> {
     }
 
     fn operand(&self, name: &str) -> Result<&'a Operand<'a>, String> {
-        self.0.get(name).and_then(|bound| bound.first()).ok_or_else(|| format!("parameter {name} is missing"))
+        self.0
+            .get(name)
+            .and_then(|bound| bound.first())
+            .ok_or_else(|| format!("parameter {name} is missing"))
     }
 
     fn tensor(&self, name: &str) -> Result<&'a TensorType, String> {
@@ -107,16 +133,22 @@ impl<'a> Args<'a> {
     /// A tensor whose dimensions are all known.
     fn fixed(&self, name: &str) -> Result<(DType, Vec<usize>), String> {
         let ty = self.tensor(name)?;
-        let shape = ty.shape().ok_or_else(|| format!("{name} is {ty}, expected known dimensions"))?;
+        let shape = ty
+            .shape()
+            .ok_or_else(|| format!("{name} is {ty}, expected known dimensions"))?;
         Ok((ty.dtype, shape))
     }
 
     fn literal(&self, name: &str) -> Result<&'a Literal, String> {
-        self.operand(name)?.literal.ok_or_else(|| format!("{name} must be a constant"))
+        self.operand(name)?
+            .literal
+            .ok_or_else(|| format!("{name} must be a constant"))
     }
 
     fn ints(&self, name: &str) -> Result<&'a [i32], String> {
-        self.literal(name)?.ints().ok_or_else(|| format!("{name} must hold int32"))
+        self.literal(name)?
+            .ints()
+            .ok_or_else(|| format!("{name} must hold int32"))
     }
 
     fn int(&self, name: &str) -> Result<i32, String> {
@@ -130,7 +162,9 @@ impl<'a> Args<'a> {
         if !self.0.contains_key(name) {
             return Ok(false);
         }
-        self.literal(name)?.flag().ok_or_else(|| format!("{name} must be a bool scalar"))
+        self.literal(name)?
+            .flag()
+            .ok_or_else(|| format!("{name} must be a bool scalar"))
     }
 }
 
@@ -162,35 +196,54 @@ pub(crate) fn broadcast(x: &[usize], y: &[usize]) -> Option<Vec<usize>> {
 }
 
 fn broadcast_types(x: &TensorType, y: &TensorType) -> Result<Vec<Dim>, String> {
-    expect(x.dtype == y.dtype, || format!("x is {x} and y is {y}: the types must be equal"))?;
+    expect(x.dtype == y.dtype, || {
+        format!("x is {x} and y is {y}: the types must be equal")
+    })?;
     if y.rank() == 0 {
         return Ok(x.dims.clone()); // also when dimensions of x are unknown
     }
     let shapes = x.shape().zip(y.shape());
-    let shape = shapes.and_then(|(a, b)| broadcast(&a, &b)).ok_or_else(|| format!("{x} and {y} do not broadcast"))?;
+    let shape = shapes
+        .and_then(|(a, b)| broadcast(&a, &b))
+        .ok_or_else(|| format!("{x} and {y} do not broadcast"))?;
     Ok(shape.into_iter().map(Dim::Fixed).collect())
 }
 
 fn arithmetic(args: &Args) -> Inferred {
     let (x, y) = (args.tensor("x")?, args.tensor("y")?);
-    expect(x.dtype.is_float() || x.dtype == DType::I32, || format!("x is {x}, expected numbers"))?;
-    Ok(TensorType { dtype: x.dtype, dims: broadcast_types(x, y)? })
+    expect(x.dtype.is_float() || x.dtype == DType::I32, || {
+        format!("x is {x}, expected numbers")
+    })?;
+    Ok(TensorType {
+        dtype: x.dtype,
+        dims: broadcast_types(x, y)?,
+    })
 }
 
 fn compare(args: &Args) -> Inferred {
-    Ok(TensorType { dtype: DType::Bool, dims: broadcast_types(args.tensor("x")?, args.tensor("y")?)? })
+    Ok(TensorType {
+        dtype: DType::Bool,
+        dims: broadcast_types(args.tensor("x")?, args.tensor("y")?)?,
+    })
 }
 
 fn cast(args: &Args) -> Inferred {
-    let Literal::Str(name) = args.literal("dtype")? else { return Err("dtype must be a string".into()) };
+    let Literal::Str(name) = args.literal("dtype")? else {
+        return Err("dtype must be a string".into());
+    };
     let dtype = DType::from_name(name).ok_or_else(|| format!("unknown dtype {name:?}"))?;
-    Ok(TensorType { dtype, dims: args.tensor("x")?.dims.clone() })
+    Ok(TensorType {
+        dtype,
+        dims: args.tensor("x")?.dims.clone(),
+    })
 }
 
 fn select(args: &Args) -> Inferred {
     let (cond, a, b) = (args.tensor("cond")?, args.tensor("a")?, args.tensor("b")?);
     let fits = cond.dtype == DType::Bool && a == b && a.dims == cond.dims;
-    expect(fits, || format!("cond is {cond}, a {a}, b {b}: expected equal shapes, a bool and two equal types"))?;
+    expect(fits, || {
+        format!("cond is {cond}, a {a}, b {b}: expected equal shapes, a bool and two equal types")
+    })?;
     Ok(a.clone())
 }
 
@@ -216,7 +269,9 @@ fn layer_norm(args: &Args) -> Inferred {
         axis_of(axis, x.rank())?;
     }
     let epsilon = args.tensor("epsilon")?;
-    expect(epsilon.rank() == 0 && epsilon.dtype == x.dtype, || format!("epsilon is {epsilon} for x of {x}"))?;
+    expect(epsilon.rank() == 0 && epsilon.dtype == x.dtype, || {
+        format!("epsilon is {epsilon} for x of {x}")
+    })?;
     args.literal("epsilon")?;
     Ok(x)
 }
@@ -224,10 +279,18 @@ fn layer_norm(args: &Args) -> Inferred {
 /// Only the 1×1 form: a matrix product on [n, c, h, w].
 fn conv(args: &Args) -> Inferred {
     let ((dtype, x), (weight_dtype, weight)) = (args.fixed("x")?, args.fixed("weight")?);
-    expect(x.len() == 4 && weight.len() == 4, || format!("x {x:?} and weight {weight:?}, expected rank 4"))?;
-    expect(weight[2..] == [1, 1] && weight[1] == x[1] && dtype.is_float() && weight_dtype == dtype, || {
-        format!("weight {weight_dtype}{weight:?} for x {dtype}{x:?}, expected {dtype}[out, {}, 1, 1]", x[1])
+    expect(x.len() == 4 && weight.len() == 4, || {
+        format!("x {x:?} and weight {weight:?}, expected rank 4")
     })?;
+    expect(
+        weight[2..] == [1, 1] && weight[1] == x[1] && dtype.is_float() && weight_dtype == dtype,
+        || {
+            format!(
+                "weight {weight_dtype}{weight:?} for x {dtype}{x:?}, expected {dtype}[out, {}, 1, 1]",
+                x[1]
+            )
+        },
+    )?;
     let plain = args.ints("strides")? == [1, 1]
         && args.ints("pad")? == [0; 4]
         && args.ints("dilations")? == [1, 1]
@@ -246,7 +309,10 @@ fn conv(args: &Args) -> Inferred {
 fn matmul(args: &Args) -> Inferred {
     let ((dtype, mut x), (y_dtype, mut y)) = (args.fixed("x")?, args.fixed("y")?);
     let problem = format!("x {dtype}{x:?} and y {y_dtype}{y:?} do not multiply");
-    expect(dtype.is_float() && dtype == y_dtype && x.len() >= 2 && x.len() == y.len(), || problem.clone())?;
+    expect(
+        dtype.is_float() && dtype == y_dtype && x.len() >= 2 && x.len() == y.len(),
+        || problem.clone(),
+    )?;
     let last = x.len() - 1;
     if args.flag("transpose_x")? {
         x.swap(last - 1, last);
@@ -265,8 +331,12 @@ fn concat(args: &Args) -> Inferred {
     let values = args.0.get("values").map(Vec::as_slice).unwrap_or_default();
     let mut joined: Option<(DType, Vec<usize>)> = None;
     for value in values {
-        let Type::Tensor(ty) = value.ty else { return Err("values holds a state".into()) };
-        let shape = ty.shape().ok_or_else(|| format!("values holds {ty}, expected known dimensions"))?;
+        let Type::Tensor(ty) = value.ty else {
+            return Err("values holds a state".into());
+        };
+        let shape = ty
+            .shape()
+            .ok_or_else(|| format!("values holds {ty}, expected known dimensions"))?;
         let Some((dtype, total)) = &mut joined else {
             joined = Some((ty.dtype, shape));
             continue;
@@ -298,7 +368,10 @@ fn window(begin: &[i32], end: &[i32], shape: &[usize]) -> Result<Vec<usize>, Str
 
 fn slice_by_index(args: &Args) -> Inferred {
     let (dtype, x) = args.fixed("x")?;
-    Ok(TensorType::new(dtype, &window(args.ints("begin")?, args.ints("end")?, &x)?))
+    Ok(TensorType::new(
+        dtype,
+        &window(args.ints("begin")?, args.ints("end")?, &x)?,
+    ))
 }
 
 fn slice_update(args: &Args) -> Inferred {
@@ -312,7 +385,9 @@ fn slice_update(args: &Args) -> Inferred {
     }
     if let (Ok(begin), Ok(end)) = (args.ints("begin"), args.ints("end")) {
         let window = window(begin, end, &x)?;
-        expect(window == update, || format!("update {update:?} for a window of {window:?}"))?;
+        expect(window == update, || {
+            format!("update {update:?} for a window of {window:?}")
+        })?;
     }
     Ok(TensorType::new(dtype, &x))
 }
@@ -332,10 +407,16 @@ fn gather(args: &Args) -> Inferred {
 
 fn reshape(args: &Args) -> Inferred {
     let ((dtype, x), target) = (args.fixed("x")?, args.ints("shape")?);
-    let shape: Option<Vec<usize>> = target.iter().map(|&d| usize::try_from(d).ok().filter(|&d| d > 0)).collect();
+    let shape: Option<Vec<usize>> = target
+        .iter()
+        .map(|&d| usize::try_from(d).ok().filter(|&d| d > 0))
+        .collect();
     let count: usize = x.iter().product();
     let shape = shape.filter(|s| s.iter().product::<usize>() == count);
-    Ok(TensorType::new(dtype, &shape.ok_or_else(|| format!("x {x:?} does not fill shape {target:?}"))?))
+    Ok(TensorType::new(
+        dtype,
+        &shape.ok_or_else(|| format!("x {x:?} does not fill shape {target:?}"))?,
+    ))
 }
 
 fn transpose(args: &Args) -> Inferred {
@@ -343,7 +424,9 @@ fn transpose(args: &Args) -> Inferred {
     let axes: Vec<usize> = perm.iter().map(|&p| axis_of(p, x.len())).collect::<Result<_, _>>()?;
     let mut sorted = axes.clone();
     sorted.sort_unstable();
-    expect(sorted.into_iter().eq(0..x.len()), || format!("perm {perm:?} is no permutation of rank {}", x.len()))?;
+    expect(sorted.into_iter().eq(0..x.len()), || {
+        format!("perm {perm:?} is no permutation of rank {}", x.len())
+    })?;
     Ok(TensorType::new(dtype, &axes.iter().map(|&a| x[a]).collect::<Vec<_>>()))
 }
 
@@ -352,7 +435,9 @@ fn expand_dims(args: &Args) -> Inferred {
     let rank = shape.len() + axes.len();
     let mut axes: Vec<usize> = axes.iter().map(|&a| axis_of(a, rank)).collect::<Result<_, _>>()?;
     axes.sort_unstable();
-    expect(axes.windows(2).all(|pair| pair[0] != pair[1]), || "axes holds one axis twice".into())?;
+    expect(axes.windows(2).all(|pair| pair[0] != pair[1]), || {
+        "axes holds one axis twice".into()
+    })?;
     for axis in axes {
         shape.insert(axis, 1);
     }
@@ -361,16 +446,30 @@ fn expand_dims(args: &Args) -> Inferred {
 
 fn squeeze(args: &Args) -> Inferred {
     let (dtype, shape) = args.fixed("x")?;
-    let axes = args.ints("axes")?.iter().map(|&a| axis_of(a, shape.len())).collect::<Result<Vec<_>, _>>()?;
-    expect(axes.iter().all(|&a| shape[a] == 1), || format!("axes {axes:?} of {shape:?} are not all 1"))?;
-    let left: Vec<usize> = (0..shape.len()).filter(|i| !axes.contains(i)).map(|i| shape[i]).collect();
+    let axes = args
+        .ints("axes")?
+        .iter()
+        .map(|&a| axis_of(a, shape.len()))
+        .collect::<Result<Vec<_>, _>>()?;
+    expect(axes.iter().all(|&a| shape[a] == 1), || {
+        format!("axes {axes:?} of {shape:?} are not all 1")
+    })?;
+    let left: Vec<usize> = (0..shape.len())
+        .filter(|i| !axes.contains(i))
+        .map(|i| shape[i])
+        .collect();
     Ok(TensorType::new(dtype, &left))
 }
 
 fn tile(args: &Args) -> Inferred {
     let ((dtype, x), reps) = (args.fixed("x")?, args.ints("reps")?);
-    expect(reps.len() == x.len() && reps.iter().all(|&r| r > 0), || format!("reps {reps:?} for shape {x:?}"))?;
-    Ok(TensorType::new(dtype, &x.iter().zip(reps).map(|(d, &r)| d * r as usize).collect::<Vec<_>>()))
+    expect(reps.len() == x.len() && reps.iter().all(|&r| r > 0), || {
+        format!("reps {reps:?} for shape {x:?}")
+    })?;
+    Ok(TensorType::new(
+        dtype,
+        &x.iter().zip(reps).map(|(d, &r)| d * r as usize).collect::<Vec<_>>(),
+    ))
 }
 
 fn read_state(args: &Args) -> Inferred {
@@ -386,12 +485,16 @@ fn write_state(args: &Args) -> Result<(), String> {
 fn blockwise_shift_scale(args: &Args) -> Inferred {
     let ((dtype, data), (scale_dtype, scale)) = (args.fixed("data")?, args.fixed("scale")?);
     let narrow = matches!(dtype, DType::I4 | DType::U4 | DType::I8 | DType::U8);
-    expect(narrow && scale_dtype.is_float(), || format!("data is {dtype}, scale {scale_dtype}"))?;
+    expect(narrow && scale_dtype.is_float(), || {
+        format!("data is {dtype}, scale {scale_dtype}")
+    })?;
     let blocks = data.len() == scale.len() && data.iter().zip(&scale).all(|(&d, &s)| s > 0 && d % s == 0);
     expect(blocks, || format!("scale {scale:?} does not divide data {data:?}"))?;
     if args.0.contains_key("offset") {
         let (offset_dtype, offset) = args.fixed("offset")?;
-        expect(offset_dtype == dtype && offset == scale, || format!("offset {offset_dtype}{offset:?}"))?;
+        expect(offset_dtype == dtype && offset == scale, || {
+            format!("offset {offset_dtype}{offset:?}")
+        })?;
     }
     Ok(TensorType::new(scale_dtype, &data))
 }
@@ -399,8 +502,13 @@ fn blockwise_shift_scale(args: &Args) -> Inferred {
 /// Indices into tables; `lut` is [..one entry for each block.., 2^bits, 1].
 fn lut_to_dense(args: &Args) -> Inferred {
     let ((dtype, indices), (lut_dtype, lut)) = (args.fixed("indices")?, args.fixed("lut")?);
-    let unsigned = matches!(dtype, DType::U1 | DType::U2 | DType::U3 | DType::U4 | DType::U6 | DType::U8);
-    expect(unsigned && lut_dtype.is_float(), || format!("indices are {dtype}, lut {lut_dtype}"))?;
+    let unsigned = matches!(
+        dtype,
+        DType::U1 | DType::U2 | DType::U3 | DType::U4 | DType::U6 | DType::U8
+    );
+    expect(unsigned && lut_dtype.is_float(), || {
+        format!("indices are {dtype}, lut {lut_dtype}")
+    })?;
     let rank = indices.len();
     let fits = lut.len() == rank + 2
         && lut[rank..] == [1 << dtype.bits(), 1]

@@ -5,8 +5,8 @@ mod builder;
 mod infer;
 mod types;
 
-pub use builder::{BlobRef, BuiltFunction, FunctionBuilder, OPSET, State, Tensor, WEIGHT_FILE};
 pub(crate) use builder::is_identifier;
+pub use builder::{BlobRef, BuiltFunction, FunctionBuilder, OPSET, State, Tensor, WEIGHT_FILE};
 pub use infer::{Operand, Operands, infer};
 pub(crate) use infer::{axis_of, broadcast};
 pub use types::{Dim, Literal, TensorType, Type};

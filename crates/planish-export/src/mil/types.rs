@@ -28,12 +28,18 @@ pub struct TensorType {
 impl TensorType {
     /// A type whose dimensions are all known.
     pub fn new(dtype: DType, shape: &[usize]) -> Self {
-        Self { dtype, dims: shape.iter().map(|&d| Dim::Fixed(d)).collect() }
+        Self {
+            dtype,
+            dims: shape.iter().map(|&d| Dim::Fixed(d)).collect(),
+        }
     }
 
     /// The shape, unless a dimension is unknown.
     pub fn shape(&self) -> Option<Vec<usize>> {
-        self.dims.iter().map(|d| if let Dim::Fixed(n) = d { Some(*n) } else { None }).collect()
+        self.dims
+            .iter()
+            .map(|d| if let Dim::Fixed(n) = d { Some(*n) } else { None })
+            .collect()
     }
 
     /// Number of dimensions.
@@ -43,14 +49,27 @@ impl TensorType {
 
     /// Number of elements, unless a dimension is unknown or the product overflows.
     pub fn count(&self) -> Option<usize> {
-        self.shape()?.iter().try_fold(1usize, |product, &d| product.checked_mul(d))
+        self.shape()?
+            .iter()
+            .try_fold(1usize, |product, &d| product.checked_mul(d))
     }
 
     pub(crate) fn to_proto(&self) -> proto::ValueType {
-        let dimensions = self.dims.iter().map(|dim| proto::Dimension { kind: Some(dimension_kind(*dim)) }).collect();
-        let tensor =
-            proto::TensorType { data_type: self.dtype.mil() as i32, rank: self.dims.len() as i64, dimensions };
-        proto::ValueType { kind: Some(ValueTypeKind::Tensor(tensor)) }
+        let dimensions = self
+            .dims
+            .iter()
+            .map(|dim| proto::Dimension {
+                kind: Some(dimension_kind(*dim)),
+            })
+            .collect();
+        let tensor = proto::TensorType {
+            data_type: self.dtype.mil() as i32,
+            rank: self.dims.len() as i64,
+            dimensions,
+        };
+        proto::ValueType {
+            kind: Some(ValueTypeKind::Tensor(tensor)),
+        }
     }
 }
 
@@ -97,7 +116,9 @@ impl Type {
             Self::Tensor(inner) => inner.to_proto(),
             Self::State(inner) => {
                 let wrapped_type = Some(Box::new(inner.to_proto()));
-                proto::ValueType { kind: Some(ValueTypeKind::State(Box::new(proto::StateType { wrapped_type }))) }
+                proto::ValueType {
+                    kind: Some(ValueTypeKind::State(Box::new(proto::StateType { wrapped_type }))),
+                }
             }
         }
     }
@@ -129,13 +150,16 @@ fn tensor_from_proto(raw: &proto::TensorType) -> Result<TensorType, String> {
         return Err(format!("rank {} with {} dimensions", raw.rank, raw.dimensions.len()));
     }
     let dims = raw.dimensions.iter().map(|dim| match dim.kind {
-        Some(DimensionKind::Constant(proto::ConstantDimension { size })) => {
-            usize::try_from(size).map(Dim::Fixed).map_err(|_| format!("dimension {size}"))
-        }
+        Some(DimensionKind::Constant(proto::ConstantDimension { size })) => usize::try_from(size)
+            .map(Dim::Fixed)
+            .map_err(|_| format!("dimension {size}")),
         Some(DimensionKind::Unknown(_)) => Ok(Dim::Unknown),
         None => Err("a dimension without a size".into()),
     });
-    Ok(TensorType { dtype, dims: dims.collect::<Result<_, String>>()? })
+    Ok(TensorType {
+        dtype,
+        dims: dims.collect::<Result<_, String>>()?,
+    })
 }
 
 /// A small constant, stored inside the program.
@@ -183,12 +207,20 @@ impl Literal {
 
     /// The integers, if it holds integers.
     pub fn ints(&self) -> Option<&[i32]> {
-        if let Self::I32(values) = self { Some(values) } else { None }
+        if let Self::I32(values) = self {
+            Some(values)
+        } else {
+            None
+        }
     }
 
     /// The single boolean, if it is one.
     pub fn flag(&self) -> Option<bool> {
-        if let Self::Bool(values) = self { values.first().copied().filter(|_| values.len() == 1) } else { None }
+        if let Self::Bool(values) = self {
+            values.first().copied().filter(|_| values.len() == 1)
+        } else {
+            None
+        }
     }
 
     /// The floats as f32, if it holds floats.
@@ -209,7 +241,9 @@ impl Literal {
                 TensorValueKind::Bytes(proto::Bytes { values })
             }
             Self::F32(values) => TensorValueKind::Floats(proto::Floats { values: values.clone() }),
-            Self::Str(value) => TensorValueKind::Strings(proto::Strings { values: vec![value.clone()] }),
+            Self::Str(value) => TensorValueKind::Strings(proto::Strings {
+                values: vec![value.clone()],
+            }),
         };
         let tensor = Some(proto::TensorValue { kind: Some(kind) });
         proto::Value {
@@ -226,9 +260,12 @@ impl Literal {
             (Some(TensorValueKind::Ints(v)), DType::I32) => Self::I32(v.values.clone()),
             (Some(TensorValueKind::Floats(v)), DType::F32) => Self::F32(v.values.clone()),
             (Some(TensorValueKind::Strings(v)), DType::String) if v.values.len() == 1 => Self::Str(v.values[0].clone()),
-            (Some(TensorValueKind::Bytes(v)), DType::F16) if v.values.len().is_multiple_of(2) => {
-                Self::F16(v.values.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect())
-            }
+            (Some(TensorValueKind::Bytes(v)), DType::F16) if v.values.len().is_multiple_of(2) => Self::F16(
+                v.values
+                    .chunks_exact(2)
+                    .map(|b| f16::from_le_bytes([b[0], b[1]]))
+                    .collect(),
+            ),
             (Some(TensorValueKind::Bytes(_) | TensorValueKind::Ints(_)), dtype) if dtype.mil() >= DataType::Int8 => {
                 return Ok(None);
             }

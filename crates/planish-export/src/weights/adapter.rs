@@ -82,11 +82,23 @@ impl AdapterDelta {
     /// [`Error::Tensor`] for a module without both matrices or with a shape that is none; [`Error::Checkpoint`].
     pub fn from_adapter(adapter: &Adapter) -> Result<Self> {
         if adapter.method == Method::Full {
-            let full = adapter.tensors.iter().map(|(name, tensor)| Ok((name.clone(), tensor.to_f32()?)));
-            return Ok(Self { full: full.collect::<Result<_>>()?, ..Self::default() });
+            let full = adapter
+                .tensors
+                .iter()
+                .map(|(name, tensor)| Ok((name.clone(), tensor.to_f32()?)));
+            return Ok(Self {
+                full: full.collect::<Result<_>>()?,
+                ..Self::default()
+            });
         }
-        let lora = adapter.modules().into_iter().map(|module| Ok((module.to_owned(), lora_delta(adapter, module)?)));
-        Ok(Self { lora: lora.collect::<Result<_>>()?, ..Self::default() })
+        let lora = adapter
+            .modules()
+            .into_iter()
+            .map(|module| Ok((module.to_owned(), lora_delta(adapter, module)?)));
+        Ok(Self {
+            lora: lora.collect::<Result<_>>()?,
+            ..Self::default()
+        })
     }
 }
 
@@ -100,12 +112,19 @@ fn lora_delta(adapter: &Adapter, module: &str) -> Result<LoraDelta> {
             expected: "a matrix".into(),
         };
         let tensor = adapter.tensors.get(&name).ok_or_else(|| unfit("nothing".into()))?;
-        let [rows, columns] = tensor.shape[..] else { return Err(unfit(format!("shape {:?}", tensor.shape))) };
+        let [rows, columns] = tensor.shape[..] else {
+            return Err(unfit(format!("shape {:?}", tensor.shape)));
+        };
         Array2::from_shape_vec((rows, columns), tensor.to_f32()?).map_err(|e| unfit(e.to_string()))
     };
     let magnitude = match (adapter.method, adapter.tensors.get(&format!("{module}.m"))) {
         (Method::Dora, Some(m)) => Some(m.to_f32()?),
         _ => None,
     };
-    Ok(LoraDelta::new(&matrix("lora_a")?, &matrix("lora_b")?, adapter.scale as f32, magnitude))
+    Ok(LoraDelta::new(
+        &matrix("lora_a")?,
+        &matrix("lora_b")?,
+        adapter.scale as f32,
+        magnitude,
+    ))
 }

@@ -79,13 +79,20 @@ impl std::str::FromStr for WeightFormat {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let known = || Self::ALL.map(|row| row.1).join(", ");
-        Self::ALL.iter().find(|row| row.1 == name).map(|row| row.0).ok_or_else(|| format!("expected one of {}", known()))
+        Self::ALL
+            .iter()
+            .find(|row| row.1 == name)
+            .map(|row| row.0)
+            .ok_or_else(|| format!("expected one of {}", known()))
     }
 }
 
 /// The largest block up to 32 that divides the row.
 fn scale_block(columns: usize) -> usize {
-    (1..=SCALE_BLOCK).rev().find(|b| columns.is_multiple_of(*b)).unwrap_or(1)
+    (1..=SCALE_BLOCK)
+        .rev()
+        .find(|b| columns.is_multiple_of(*b))
+        .unwrap_or(1)
 }
 
 /// The largest group up to 8 that divides the output channels.
@@ -95,7 +102,11 @@ fn table_rows(rows: usize) -> usize {
 
 /// Rows that may be compressed on their own: whole table groups and whole bytes.
 pub(crate) fn row_quantum(rows: usize, format: WeightFormat) -> usize {
-    let group = if format.lut_bits().is_some() { table_rows(rows) } else { 1 };
+    let group = if format.lut_bits().is_some() {
+        table_rows(rows)
+    } else {
+        1
+    };
     // Eight rows are whole bytes for any number of bits a weight.
     if group % 8 == 0 { group } else { group * 8 }
 }
@@ -135,7 +146,11 @@ pub fn compress(
 fn to_half(weights: &[f32]) -> Compressed {
     let halves: Vec<f16> = weights.iter().map(|v| f16::from_f32(*v)).collect();
     let restored = halves.iter().map(|v| v.to_f32()).collect();
-    Compressed { data: bytemuck::cast_slice(&halves).to_vec(), side: Vec::new(), restored }
+    Compressed {
+        data: bytemuck::cast_slice(&halves).to_vec(),
+        side: Vec::new(),
+        restored,
+    }
 }
 
 /// `data = round(w / scale)` in `−levels−1 ..= levels`, one scale for each `block` weights of a row.
@@ -148,7 +163,11 @@ fn scaled(
     bits: usize,
 ) -> Compressed {
     let mut elements = Vec::with_capacity(weights.len());
-    let mut out = Compressed { data: Vec::new(), side: Vec::new(), restored: Vec::with_capacity(weights.len()) };
+    let mut out = Compressed {
+        data: Vec::new(),
+        side: Vec::new(),
+        restored: Vec::with_capacity(weights.len()),
+    };
     for (i, part) in weights.chunks(block).enumerate() {
         let first = i * block % columns;
         let scale = best_scale(part, importance.map(|w| &w[first..first + part.len()]), levels);
@@ -160,12 +179,18 @@ fn scaled(
             out.restored.push(level * scale);
         }
     }
-    out.data = if bits == 8 { elements } else { pack_bits(&elements, bits) };
+    out.data = if bits == 8 {
+        elements
+    } else {
+        pack_bits(&elements, bits)
+    };
     out
 }
 
 fn quantum(weight: f32, scale: f32, levels: i32) -> f32 {
-    (weight / scale).round_ties_even().clamp((-levels - 1) as f32, levels as f32)
+    (weight / scale)
+        .round_ties_even()
+        .clamp((-levels - 1) as f32, levels as f32)
 }
 
 /// The scale with the least weighted squared error among a few that clip the largest weights a little or not at all.
@@ -199,11 +224,16 @@ fn best_scale(part: &[f32], importance: Option<&[f32]>, levels: i32) -> f16 {
 
 fn tables(weights: &[f32], columns: usize, group: usize, bits: usize, importance: Option<&[f32]>) -> Compressed {
     let mut elements = Vec::with_capacity(weights.len());
-    let mut out = Compressed { data: Vec::new(), side: Vec::new(), restored: Vec::with_capacity(weights.len()) };
+    let mut out = Compressed {
+        data: Vec::new(),
+        side: Vec::new(),
+        restored: Vec::with_capacity(weights.len()),
+    };
     let repeated = importance.map(|w| w.repeat(group));
     for part in weights.chunks(group * columns) {
         let (table, indices) = palettize(part, repeated.as_ref().map(|w| &w[..part.len()]), bits);
-        out.restored.extend(indices.iter().map(|&i| table[usize::from(i)].to_f32()));
+        out.restored
+            .extend(indices.iter().map(|&i| table[usize::from(i)].to_f32()));
         out.side.extend(table);
         elements.extend(indices);
     }
@@ -217,10 +247,15 @@ pub fn dequantize(data: &[u8], side: &[f16], rows: usize, columns: usize, format
     let count = rows * columns;
     let per_side = |block: usize| move |i: usize| i / block;
     match format {
-        WeightFormat::Fp16 => data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        WeightFormat::Fp16 => data
+            .chunks_exact(2)
+            .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
+            .collect(),
         WeightFormat::Int8 => {
             let at = per_side(columns);
-            (0..count).map(|i| f32::from(data[i] as i8) * side[at(i)].to_f32()).collect()
+            (0..count)
+                .map(|i| f32::from(data[i] as i8) * side[at(i)].to_f32())
+                .collect()
         }
         WeightFormat::Int4 => {
             let at = per_side(scale_block(columns));
@@ -232,7 +267,9 @@ pub fn dequantize(data: &[u8], side: &[f16], rows: usize, columns: usize, format
             let bits = format.data_type().bits();
             let at = per_side(table_rows(rows) * columns);
             let elements = unpack_bits(data, bits, count);
-            (0..count).map(|i| side[(at(i) << bits) + usize::from(elements[i])].to_f32()).collect()
+            (0..count)
+                .map(|i| side[(at(i) << bits) + usize::from(elements[i])].to_f32())
+                .collect()
         }
     }
 }
@@ -245,7 +282,11 @@ mod tests {
 
     fn relative_error(weights: &[f32], restored: &[f32]) -> f64 {
         let square = |v: f64| v * v;
-        let miss: f64 = weights.iter().zip(restored).map(|(a, b)| square(f64::from(a - b))).sum();
+        let miss: f64 = weights
+            .iter()
+            .zip(restored)
+            .map(|(a, b)| square(f64::from(a - b)))
+            .sum();
         let size: f64 = weights.iter().map(|a| square(f64::from(*a))).sum();
         (miss / size).sqrt()
     }
@@ -254,7 +295,9 @@ mod tests {
     fn bell(count: usize) -> Vec<f32> {
         let mut state = 1u64;
         let mut uniform = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
         };
         (0..count).map(|_| (0..12).map(|_| uniform()).sum()).collect()
@@ -264,8 +307,13 @@ mod tests {
     fn more_bits_err_less() {
         let weights = bell(64 * 96);
         let error = |format| relative_error(&weights, &compress(&weights, 96, 64, format, None).restored);
-        let [int8, int4, lut4, lut6] =
-            [WeightFormat::Int8, WeightFormat::Int4, WeightFormat::Lut4, WeightFormat::Lut6].map(error);
+        let [int8, int4, lut4, lut6] = [
+            WeightFormat::Int8,
+            WeightFormat::Int4,
+            WeightFormat::Lut4,
+            WeightFormat::Lut6,
+        ]
+        .map(error);
         assert!(int8 < 0.01, "{int8}");
         assert!(lut6 < 0.035, "{lut6}");
         assert!(lut4 < 0.11, "{lut4}");

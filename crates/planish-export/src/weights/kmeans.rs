@@ -77,12 +77,16 @@ impl Sorted {
     fn equal_masses(&self, k: usize) -> Vec<f64> {
         let total = self.mass[self.values.len()];
         let at = |i: usize| self.mass.partition_point(|m| *m < total * (i as f64 + 0.5) / k as f64);
-        (0..k).map(|i| self.values[at(i).clamp(1, self.values.len()) - 1]).collect()
+        (0..k)
+            .map(|i| self.values[at(i).clamp(1, self.values.len()) - 1])
+            .collect()
     }
 
     fn equal_distances(&self, k: usize) -> Vec<f64> {
         let (low, high) = (self.values[0], self.values[self.values.len() - 1]);
-        (0..k).map(|i| low + (high - low) * (i as f64 + 0.5) / k as f64).collect()
+        (0..k)
+            .map(|i| low + (high - low) * (i as f64 + 0.5) / k as f64)
+            .collect()
     }
 
     /// Centres after the iterations, ascending, and their cost.
@@ -142,7 +146,8 @@ mod tests {
     use super::*;
 
     fn cost(values: &[f32], weights: &[f32], table: &[f16], indices: &[u8]) -> f64 {
-        let term = |((v, w), i): ((&f32, &f32), &u8)| f64::from(*w) * f64::from(v - table[*i as usize].to_f32()).powi(2);
+        let term =
+            |((v, w), i): ((&f32, &f32), &u8)| f64::from(*w) * f64::from(v - table[*i as usize].to_f32()).powi(2);
         values.iter().zip(weights).zip(indices).map(term).sum()
     }
 
@@ -164,11 +169,14 @@ mod tests {
         let best = (1..6)
             .flat_map(|a| (a + 1..7).flat_map(move |b| (b + 1..8).map(move |c| [0, a, b, c, 8])))
             .map(|edges| {
-                edges.windows(2).map(|e| {
-                    let part = &values[e[0]..e[1]];
-                    let mean = part.iter().sum::<f32>() / part.len() as f32;
-                    part.iter().map(|v| f64::from((v - mean).powi(2))).sum::<f64>()
-                }).sum::<f64>()
+                edges
+                    .windows(2)
+                    .map(|e| {
+                        let part = &values[e[0]..e[1]];
+                        let mean = part.iter().sum::<f32>() / part.len() as f32;
+                        part.iter().map(|v| f64::from((v - mean).powi(2))).sum::<f64>()
+                    })
+                    .sum::<f64>()
             })
             .fold(f64::MAX, f64::min);
         assert!(found <= best + 1e-3, "{found} {best}");

@@ -15,7 +15,11 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum JobSource {
     /// Rows of a checkpoint tensor, in a format.
-    Rows { tensor: String, rows: Range<usize>, format: WeightFormat },
+    Rows {
+        tensor: String,
+        rows: Range<usize>,
+        format: WeightFormat,
+    },
     /// Numbers computed here, under a label.
     Table { label: String },
 }
@@ -62,7 +66,11 @@ impl WeightPlan {
     /// # Errors
     /// None in practice; see [`BlobPlan::add`].
     pub fn dense(&mut self, tensor: &str, rows: Range<usize>, shape: &[usize]) -> Result<BlobRef> {
-        let source = JobSource::Rows { tensor: tensor.into(), rows, format: WeightFormat::Fp16 };
+        let source = JobSource::Rows {
+            tensor: tensor.into(),
+            rows,
+            format: WeightFormat::Fp16,
+        };
         let ty = TensorType::new(DType::F16, shape);
         let offsets = self.request(source, &[(DType::F16, shape.iter().product())], Vec::new())?;
         Ok(BlobRef { ty, offset: offsets[0] })
@@ -78,12 +86,29 @@ impl WeightPlan {
             return self.dense(tensor, rows, &shape).map(Encoded::Plain);
         }
         let side_shape = format.side_shape(rows.len(), columns);
-        let blobs = [(format.data_type(), rows.len() * columns), (DType::F16, side_shape.iter().product())];
-        let source = JobSource::Rows { tensor: tensor.into(), rows, format };
+        let blobs = [
+            (format.data_type(), rows.len() * columns),
+            (DType::F16, side_shape.iter().product()),
+        ];
+        let source = JobSource::Rows {
+            tensor: tensor.into(),
+            rows,
+            format,
+        };
         let offsets = self.request(source, &blobs, Vec::new())?;
-        let data = BlobRef { ty: TensorType::new(format.data_type(), &shape), offset: offsets[0] };
-        let side = BlobRef { ty: TensorType::new(DType::F16, &side_shape), offset: offsets[1] };
-        Ok(if format.lut_bits().is_some() { Encoded::Indexed(data, side) } else { Encoded::Scaled(data, side) })
+        let data = BlobRef {
+            ty: TensorType::new(format.data_type(), &shape),
+            offset: offsets[0],
+        };
+        let side = BlobRef {
+            ty: TensorType::new(DType::F16, &side_shape),
+            offset: offsets[1],
+        };
+        Ok(if format.lut_bits().is_some() {
+            Encoded::Indexed(data, side)
+        } else {
+            Encoded::Scaled(data, side)
+        })
     }
 
     /// Numbers that are no checkpoint tensor, such as rotary tables; `label` identifies them.
@@ -92,16 +117,26 @@ impl WeightPlan {
     /// None in practice; see [`BlobPlan::add`].
     pub fn table(&mut self, label: &str, values: impl FnOnce() -> Vec<f16>, shape: &[usize]) -> Result<BlobRef> {
         let source = JobSource::Table { label: label.into() };
-        let values = if self.known.contains_key(&source) { Vec::new() } else { values() };
+        let values = if self.known.contains_key(&source) {
+            Vec::new()
+        } else {
+            values()
+        };
         let offsets = self.request(source, &[(DType::F16, shape.iter().product())], values)?;
-        Ok(BlobRef { ty: TensorType::new(DType::F16, shape), offset: offsets[0] })
+        Ok(BlobRef {
+            ty: TensorType::new(DType::F16, shape),
+            offset: offsets[0],
+        })
     }
 
     fn request(&mut self, source: JobSource, blobs: &[(DType, usize)], table: Vec<f16>) -> Result<Vec<u64>> {
         if let Some(offsets) = self.known.get(&source) {
             return Ok(offsets.clone());
         }
-        let offsets = blobs.iter().map(|(dtype, count)| self.blobs.add(*dtype, *count)).collect::<Result<Vec<_>>>()?;
+        let offsets = blobs
+            .iter()
+            .map(|(dtype, count)| self.blobs.add(*dtype, *count))
+            .collect::<Result<Vec<_>>>()?;
         self.known.insert(source.clone(), offsets.clone());
         self.jobs.push(Job { source, table });
         Ok(offsets)

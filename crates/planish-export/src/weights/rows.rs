@@ -91,8 +91,13 @@ impl StoredRows<'_> {
         let quantum = row_quantum(part, format);
         let (first, last) = (rows.start - part_start, rows.end - part_start);
         let wide = first / quantum * quantum..last.next_multiple_of(quantum).min(part);
-        let values = self.source.rows(tensor, part_start + wide.start..part_start + wide.end)?;
-        let importance = self.importance.get(tensor.strip_suffix(".weight").unwrap_or(tensor)).map(Vec::as_slice);
+        let values = self
+            .source
+            .rows(tensor, part_start + wide.start..part_start + wide.end)?;
+        let importance = self
+            .importance
+            .get(tensor.strip_suffix(".weight").unwrap_or(tensor))
+            .map(Vec::as_slice);
         let restored = compress(&values, columns, part, format, importance).restored;
         Ok(restored[(first - wide.start) * columns..(last - wide.start) * columns].to_vec())
     }

@@ -60,12 +60,19 @@ impl<'a> WeightSource<'a> {
             Some(trained) => trained[elements.clone()].to_vec(),
             None => self.read(tensor, elements.clone())?,
         };
-        if let Some(delta) = tensor.strip_suffix(".weight").and_then(|module| self.adapter.lora.get(module)) {
+        if let Some(delta) = tensor
+            .strip_suffix(".weight")
+            .and_then(|module| self.adapter.lora.get(module))
+        {
             let view = ArrayViewMut2::from_shape((rows.len(), columns), &mut values);
             delta.merge(rows, view.map_err(|e| Error::internal(e.to_string()))?);
         }
         match first_outside(&values, f32::MAX) {
-            Some(at) => Err(Error::NotFinite { tensor: tensor.into(), index: elements.start + at, value: values[at] }),
+            Some(at) => Err(Error::NotFinite {
+                tensor: tensor.into(),
+                index: elements.start + at,
+                value: values[at],
+            }),
             None => Ok(values),
         }
     }
@@ -83,19 +90,27 @@ impl<'a> WeightSource<'a> {
         let view = self.store.require(tensor)?;
         let (path, range) = self.store.file_range(tensor)?;
         let size = view.dtype.size();
+        let unknown = || Error::internal("a tensor in an unknown file");
+        let file = self.files.get(path).ok_or_else(unknown)?;
+        let offset = range.start + (elements.start * size) as u64;
+        if view.dtype == Dtype::F32 {
+            let mut values = vec![0f32; elements.len()];
+            file.read_exact_at(bytemuck::cast_slice_mut(&mut values), offset)
+                .map_err(Error::io(path))?;
+            return Ok(values);
+        }
         let mut raw = vec![0u8; elements.len() * size];
-        let file = self.files.get(path).ok_or_else(|| Error::internal("a tensor in an unknown file"))?;
-        file.read_exact_at(&mut raw, range.start + (elements.start * size) as u64).map_err(Error::io(path))?;
+        file.read_exact_at(&mut raw, offset).map_err(Error::io(path))?;
         to_f32(view.dtype, &raw).ok_or_else(|| Error::Unsupported {
             what: format!("tensor {tensor} of type {} (F32, F16 and BF16 are)", view.dtype),
         })
     }
 }
 
+/// Widens 16-bit floats; f32 is read in place.
 fn to_f32(dtype: Dtype, raw: &[u8]) -> Option<Vec<f32>> {
     let mut out = vec![0f32; raw.len() / dtype.size()];
     match dtype {
-        Dtype::F32 => bytemuck::cast_slice_mut(&mut out).copy_from_slice(raw),
         Dtype::F16 => {
             let mut halves = vec![f16::ZERO; out.len()];
             bytemuck::cast_slice_mut(&mut halves).copy_from_slice(raw);
@@ -115,8 +130,13 @@ fn to_f32(dtype: Dtype, raw: &[u8]) -> Option<Vec<f32>> {
 pub(crate) fn first_outside(values: &[f32], limit: f32) -> Option<usize> {
     const CHUNK: usize = 4096;
     let outside = |v: &f32| !(v.abs() <= limit);
-    let chunk = values.chunks(CHUNK).position(|chunk| chunk.iter().fold(false, |bad, v| bad | outside(v)))?;
-    values[chunk * CHUNK..].iter().position(outside).map(|at| chunk * CHUNK + at)
+    let chunk = values
+        .chunks(CHUNK)
+        .position(|chunk| chunk.iter().fold(false, |bad, v| bad | outside(v)))?;
+    values[chunk * CHUNK..]
+        .iter()
+        .position(outside)
+        .map(|at| chunk * CHUNK + at)
 }
 
 #[cfg(test)]

@@ -45,7 +45,10 @@ pub fn stream(
     importance: &Importance,
     path: &Path,
 ) -> Result<(Vec<LayerError>, u64)> {
-    let mut out = Sink { writer: BlobWriter::create(path, &plan.blobs)?, hash: Xxh3::new() };
+    let mut out = Sink {
+        writer: BlobWriter::create(path, &plan.blobs)?,
+        hash: Xxh3::new(),
+    };
     let mut errors = Vec::new();
     for job in &plan.jobs {
         errors.extend(run(job, source, importance, &mut out)?);
@@ -71,12 +74,19 @@ fn run(job: &Job, source: &WeightSource, importance: &Importance, out: &mut Sink
     out.writer.next_blob()?;
     match &job.source {
         JobSource::Table { .. } => out.put(bytemuck::cast_slice(&job.table)).map(|()| None),
-        JobSource::Rows { tensor, rows, format: WeightFormat::Fp16 } => {
-            dense_rows(tensor, rows.clone(), source, out).map(|()| None)
-        }
+        JobSource::Rows {
+            tensor,
+            rows,
+            format: WeightFormat::Fp16,
+        } => dense_rows(tensor, rows.clone(), source, out).map(|()| None),
         JobSource::Rows { tensor, rows, format } => {
             let module = tensor.strip_suffix(".weight").unwrap_or(tensor);
-            let task = Task { tensor, rows, format: *format, importance: importance.get(module) };
+            let task = Task {
+                tensor,
+                rows,
+                format: *format,
+                importance: importance.get(module),
+            };
             compressed_rows(&task, source, out).map(Some)
         }
     }
@@ -84,13 +94,19 @@ fn run(job: &Job, source: &WeightSource, importance: &Importance, out: &mut Sink
 
 fn dense_rows(tensor: &str, rows: Range<usize>, source: &WeightSource, out: &mut Sink) -> Result<()> {
     let columns: usize = source.shape(tensor)?[1..].iter().product();
-    in_blocks(rows, columns, 1, |block| {
-        let values = source.rows(tensor, block.clone())?;
-        check_range(tensor, block.start * columns, &values)?;
-        let mut halves = vec![f16::ZERO; values.len()];
-        halves.convert_from_f32_slice(&values);
-        Ok(halves)
-    }, |halves| out.put(bytemuck::cast_slice(&halves)))
+    in_blocks(
+        rows,
+        columns,
+        1,
+        |block| {
+            let values = source.rows(tensor, block.clone())?;
+            check_range(tensor, block.start * columns, &values)?;
+            let mut halves = vec![f16::ZERO; values.len()];
+            halves.convert_from_f32_slice(&values);
+            Ok(halves)
+        },
+        |halves| out.put(bytemuck::cast_slice(&halves)),
+    )
 }
 
 struct Task<'a> {
@@ -101,29 +117,49 @@ struct Task<'a> {
 }
 
 fn compressed_rows(task: &Task, source: &WeightSource, out: &mut Sink) -> Result<LayerError> {
-    let Task { tensor, rows, format, importance } = *task;
+    let Task {
+        tensor,
+        rows,
+        format,
+        importance,
+    } = *task;
     let columns: usize = source.shape(tensor)?[1..].iter().product();
     let mut side = Vec::new();
     let (mut miss, mut size, mut max_error) = (0f64, 0f64, 0f32);
-    in_blocks(rows.clone(), columns, row_quantum(rows.len(), format), |block| {
-        let values = source.rows(tensor, block.clone())?;
-        check_range(tensor, block.start * columns, &values)?;
-        let packed = compress(&values, columns, rows.len(), format, importance.map(Vec::as_slice));
-        let errors = differences(&values, &packed.restored);
-        Ok((packed.data, packed.side, errors))
-    }, |(data, block_side, errors)| {
-        side.extend(block_side);
-        miss += errors.0;
-        size += errors.1;
-        max_error = max_error.max(errors.2);
-        out.put(&data)
-    })?;
+    in_blocks(
+        rows.clone(),
+        columns,
+        row_quantum(rows.len(), format),
+        |block| {
+            let values = source.rows(tensor, block.clone())?;
+            check_range(tensor, block.start * columns, &values)?;
+            let packed = compress(&values, columns, rows.len(), format, importance.map(Vec::as_slice));
+            let errors = differences(&values, &packed.restored);
+            Ok((packed.data, packed.side, errors))
+        },
+        |(data, block_side, errors)| {
+            side.extend(block_side);
+            miss += errors.0;
+            size += errors.1;
+            max_error = max_error.max(errors.2);
+            out.put(&data)
+        },
+    )?;
     out.writer.next_blob()?;
     out.put(bytemuck::cast_slice(&side))?;
     let whole = *rows == (0..source.shape(tensor)?[0]);
-    let tensor = if whole { tensor.into() } else { format!("{tensor}[{}..{}]", rows.start, rows.end) };
+    let tensor = if whole {
+        tensor.into()
+    } else {
+        format!("{tensor}[{}..{}]", rows.start, rows.end)
+    };
     let relative_error = if size > 0.0 { (miss / size).sqrt() } else { 0.0 };
-    Ok(LayerError { tensor, format: format.name(), relative_error, max_error })
+    Ok(LayerError {
+        tensor,
+        format: format.name(),
+        relative_error,
+        max_error,
+    })
 }
 
 /// Runs `make` over blocks of rows in parallel and `take` over the results in order; two rounds of blocks are in memory.
@@ -135,8 +171,11 @@ fn in_blocks<T: Send>(
     mut take: impl FnMut(T) -> Result<()>,
 ) -> Result<()> {
     let step = (BLOCK_ELEMENTS / columns.max(1)).max(1).next_multiple_of(quantum);
-    let blocks: Vec<Range<usize>> =
-        rows.clone().step_by(step).map(|start| start..(start + step).min(rows.end)).collect();
+    let blocks: Vec<Range<usize>> = rows
+        .clone()
+        .step_by(step)
+        .map(|start| start..(start + step).min(rows.end))
+        .collect();
     let at_once = 2 * rayon::current_num_threads();
     for round in blocks.chunks(at_once) {
         let made: Vec<Result<T>> = round.par_iter().map(|block| make(block.clone())).collect();
@@ -149,7 +188,11 @@ fn in_blocks<T: Send>(
 
 fn check_range(tensor: &str, first: usize, values: &[f32]) -> Result<()> {
     match first_outside(values, FP16_MAX) {
-        Some(at) => Err(Error::Fp16Range { tensor: tensor.into(), index: first + at, value: values[at] }),
+        Some(at) => Err(Error::Fp16Range {
+            tensor: tensor.into(),
+            index: first + at,
+            value: values[at],
+        }),
         None => Ok(()),
     }
 }
@@ -158,6 +201,10 @@ fn check_range(tensor: &str, first: usize, values: &[f32]) -> Result<()> {
 fn differences(a: &[f32], b: &[f32]) -> (f64, f64, f32) {
     a.iter().zip(b).fold((0.0, 0.0, 0.0), |(miss, size, max), (a, b)| {
         let d = a - b;
-        (miss + f64::from(d) * f64::from(d), size + f64::from(*a) * f64::from(*a), max.max(d.abs()))
+        (
+            miss + f64::from(d) * f64::from(d),
+            size + f64::from(*a) * f64::from(*a),
+            max.max(d.abs()),
+        )
     })
 }
