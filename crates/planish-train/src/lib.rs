@@ -20,6 +20,7 @@ mod resume;
 mod run_dir;
 pub mod schedule;
 mod seeds;
+pub mod tensorboard;
 mod weighting;
 mod window;
 

@@ -15,8 +15,10 @@ use serde_json::json;
 
 use crate::events::{Position, RunPlan, SaveReport};
 use crate::metrics::MetricsWriter;
+use crate::metrics::Record;
 use crate::options::Tuning;
 use crate::recipes::sft::rank_and_scale;
+use crate::tensorboard::TensorBoard;
 use crate::{Error, Result};
 
 /// Writes everything a run leaves behind; holds the lock of the folder.
@@ -24,6 +26,7 @@ use crate::{Error, Result};
 pub(crate) struct RunDir {
     path: PathBuf,
     metrics: MetricsWriter,
+    tensorboard: Option<TensorBoard>,
     checkpoints: run_state::RunDir,
 }
 
@@ -51,6 +54,7 @@ impl RunDir {
         Ok(Self {
             path,
             metrics,
+            tensorboard: None,
             checkpoints,
         })
     }
@@ -65,6 +69,18 @@ impl RunDir {
                 keep_every: None,
             },
         )?)
+    }
+
+    /// Writes TensorBoard event files too from now on.
+    pub(crate) fn start_tensorboard(&mut self) -> Result<()> {
+        self.tensorboard = Some(TensorBoard::create(&self.path)?);
+        Ok(())
+    }
+
+    /// Appends a record to the metrics.
+    pub(crate) fn record(&mut self, record: &Record) -> Result<()> {
+        self.metrics.write(record)?;
+        self.tensorboard.as_mut().map_or(Ok(()), |board| board.write(record))
     }
 
     pub(crate) fn metrics(&mut self) -> &mut MetricsWriter {

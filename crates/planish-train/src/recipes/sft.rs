@@ -325,17 +325,19 @@ impl<'a> Run<'a> {
     fn start(&mut self, model: &Model) -> Result<()> {
         let plan = self.run_plan(model, self.modules.clone())?;
         self.files.metrics().cut(self.metrics_offset)?;
+        if self.sft.options.tensorboard {
+            self.files.start_tensorboard()?;
+        }
         if let Some(report) = self.saved_again.take().filter(|_| self.saves_here_anyway()) {
             self.files
-                .metrics()
-                .write(&Record::of_save(&report, &checkpoint_name(&report.path)))?;
+                .record(&Record::of_save(&report, &checkpoint_name(&report.path)))?;
         }
         if self.position.step == 0 {
             if let Some(config) = self.sft.config {
                 self.files.write("config.toml", config.to_toml().as_bytes())?;
             }
             self.files.write_plan(&plan, self.sft.train, self.sft.valid)?;
-            self.files.metrics().write(&Record::of_plan(&plan, &self.sft.context))?;
+            self.files.record(&Record::of_plan(&plan, &self.sft.context))?;
         }
         self.observer.on_event(&Event::Started(Box::new(plan)));
         for note in &self.notes {
@@ -442,7 +444,7 @@ impl<'a> Run<'a> {
             rows: rows.clone(),
             skipped_steps: self.interval.skipped_steps,
         };
-        self.files.metrics().write(&Record::of_guard(&report))?;
+        self.files.record(&Record::of_guard(&report))?;
         self.observer.on_event(&Event::Guard(report));
         if verdict == Verdict::Diverged {
             let in_a_row = self.guard.refused_in_a_row();
@@ -472,7 +474,7 @@ impl<'a> Run<'a> {
             .interval
             .finish(self.position, self.schedule.total_steps, factor, &self.sft.options)?;
         self.last_loss = Some(report.loss);
-        self.files.metrics().write(&Record::of_train(&report))?;
+        self.files.record(&Record::of_train(&report))?;
         self.observer.on_event(&Event::Report(Box::new(report)));
         Ok(())
     }
@@ -502,7 +504,7 @@ impl<'a> Run<'a> {
             loss_weighted: found.loss_weighted,
             seconds: started.elapsed().as_secs_f64(),
         };
-        self.files.metrics().write(&Record::of_eval(&report))?;
+        self.files.record(&Record::of_eval(&report))?;
         self.observer.on_event(&Event::Evaluated(report));
         if is_best && options.save_best && self.position.step > 0 {
             self.save_adapter(model)?;
@@ -519,9 +521,7 @@ impl<'a> Run<'a> {
         let report = self
             .files
             .save_adapter(model, &self.sft.options.tuning, self.position)?;
-        self.files
-            .metrics()
-            .write(&Record::of_save(&report, "adapters.safetensors"))?;
+        self.files.record(&Record::of_save(&report, "adapters.safetensors"))?;
         self.observer.on_event(&Event::Saved(report));
         self.adapter_step = Some(self.position.step);
         Ok(())
@@ -552,8 +552,7 @@ impl<'a> Run<'a> {
             seconds: started.elapsed().as_secs_f64(),
         };
         self.files
-            .metrics()
-            .write(&Record::of_save(&report, &checkpoint_name(&report.path)))?;
+            .record(&Record::of_save(&report, &checkpoint_name(&report.path)))?;
         self.observer.on_event(&Event::Saved(report));
         Ok(())
     }
@@ -623,7 +622,7 @@ impl<'a> Run<'a> {
         }
         self.save_checkpoint(model)?;
         let summary = self.summary(end);
-        self.files.metrics().write(&Record::of_end(&summary))?;
+        self.files.record(&Record::of_end(&summary))?;
         self.files.metrics().sync()?;
         self.observer.on_event(&Event::Finished(Box::new(summary.clone())));
         Ok(summary)

@@ -462,6 +462,29 @@ fn resume_equals_straight_run_bit_for_bit() {
 }
 
 #[test]
+fn tensorboard_files_are_written_only_when_asked_for() {
+    let world = World::new();
+    let data = world.data("train.jsonl", &uneven_rows(2));
+    for tensorboard in [false, true] {
+        let out = world.path(&format!("out-{tensorboard}"));
+        train(
+            SftOptions {
+                tensorboard,
+                ..constant(2)
+            },
+            &data,
+            None,
+            &out,
+        );
+        let names = std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name());
+        let found = names
+            .filter(|name| name.to_string_lossy().starts_with("events.out.tfevents."))
+            .count();
+        assert_eq!(found, usize::from(tensorboard));
+    }
+}
+
+#[test]
 fn resuming_a_finished_run_changes_nothing() {
     let world = World::new();
     let data = world.data("train.jsonl", &uneven_rows(4));
