@@ -13,8 +13,8 @@ impl Redactor {
     /// The text with the home directory as `~` and the user as `<user>`.
     ///
     /// ```
-    /// let redactor = metal_check::redact::Redactor { home: Some("/Users/ada".into()), user: Some("ada".into()) };
-    /// assert_eq!(redactor.redact("/Users/ada/x by ada, adamant"), "~/x by <user>, adamant");
+    /// let redactor = metal_check::redact::Redactor { home: Some("/u/ada".into()), user: Some("ada".into()) };
+    /// assert_eq!(redactor.redact("/u/ada/x by ada, adamant"), "~/x by <user>, adamant");
     /// ```
     pub fn redact(&self, text: &str) -> String {
         let mut text = text.to_owned();

@@ -12,7 +12,9 @@ const PRINTING_CRATES: &[&str] = &["planish-cli"];
 const REGISTRY_HOSTS: &[[&str; 2]] = &[
     ["pypi", ".org"],
     ["pythonhosted", ".org"],
-    ["crates", ".io"],
+    // The bare name is what people call the registry.
+    ["index.crates", ".io"],
+    ["static.crates", ".io"],
     ["npmjs", ".org"],
     ["npmjs", ".com"],
     ["deb.debian", ".org"],

@@ -15,6 +15,7 @@ const WITHOUT_MLX: &[&str] = &[
     "planish-data",
     "planish-hub",
     "planish-checkpoint",
+    "planish-kernels",
     "wheel-fetch",
     "metal-check",
     "xtask",
@@ -24,6 +25,7 @@ const WITHOUT_MLX: &[&str] = &[
 const LAYERS: &[(&str, &[&str])] = &[
     ("planish-core", &[]),
     ("wheel-fetch", &[]),
+    ("planish-kernels", &[]),
     ("metal-check", &[]),
     ("planish-data", &["planish-core"]),
     ("planish-checkpoint", &["planish-core"]),
@@ -36,9 +38,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     (
         "planish-nn",
-        &["planish-core", "planish-checkpoint", "planish-mlx", "mlx-sys"],
+        &[
+            "planish-core",
+            "planish-checkpoint",
+            "planish-kernels",
+            "planish-mlx",
+            "mlx-sys",
+        ],
     ),
-    ("planish-loss", &["planish-core", "planish-mlx", "mlx-sys"]),
+    ("planish-loss", &["planish-core", "planish-kernels", "planish-mlx", "mlx-sys"]),
     (
         "planish-train",
         &[
@@ -66,7 +74,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("planish-cli", &["*"]),
     ("planish-examples", &["*"]),
     ("planish-benches", &["*"]),
-    ("xtask", &["metal-check", "wheel-fetch", "planish-core"]),
+    (
+        "xtask",
+        &["metal-check", "wheel-fetch", "planish-core", "planish-checkpoint"],
+    ),
 ];
 
 /// The packages of a build and what each depends on.
