@@ -1,6 +1,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use planish_checkpoint::tensors::TensorStore;
+use planish_core::hash;
 use planish_core::model_config::ModelConfig;
 use planish_core::run_config::RunConfig;
 use planish_core::units::format_duration;
@@ -8,7 +10,7 @@ use planish_data::{Rungs, Split, Splits};
 use planish_mlx::memory;
 use planish_nn::{LoadOptions, Model};
 use planish_train::recipes::sft::Sft;
-use planish_train::{End, SftOptions, StopFlag, Summary};
+use planish_train::{End, Identity, Resume, SftOptions, StopFlag, Summary};
 use serde_json::{Map, json};
 
 use crate::data::{self, Text};
@@ -38,6 +40,12 @@ pub(crate) struct Args {
     /// Set any key of the configuration, such as lora.rank=16; may be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     assignments: Vec<String>,
+    /// Go on from the newest whole checkpoint in the output folder, to the same bits
+    #[arg(long)]
+    resume: bool,
+    /// Start anew from the trained weights of the newest checkpoint: new optimizer, step 0
+    #[arg(long, conflicts_with = "resume")]
+    resume_weights_only: bool,
     /// Print the whole configuration, defaults included, and stop
     #[arg(long)]
     print_config: bool,
@@ -48,7 +56,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.print_config {
         return output::line(config.to_toml().trim_end());
     }
-    let summary = train(&config)?;
+    let resume = match (args.resume, args.resume_weights_only) {
+        (true, _) => Resume::Exact,
+        (_, true) => Resume::WeightsOnly,
+        _ => Resume::Fresh,
+    };
+    let summary = train(&config, resume)?;
     conclude(&summary)
 }
 
@@ -74,7 +87,7 @@ fn configuration(args: &Args) -> Result<RunConfig> {
     Ok(builder.build()?)
 }
 
-fn train(config: &RunConfig) -> Result<Summary> {
+fn train(config: &RunConfig, resume: Resume) -> Result<Summary> {
     let model_dir = required(&config.model.path, "--model", "model.path")?;
     let data_path = required(&config.data.path, "--data", "data.path")?;
     let out = required(&config.train.out, "--out", "train.out")?;
@@ -99,7 +112,9 @@ fn train(config: &RunConfig) -> Result<Summary> {
     };
     let mut sft = Sft::new(options, &splits.train.data, out)
         .config(config)
-        .stop(&stop_on_ctrl_c()?);
+        .stop(&stop_on_ctrl_c()?)
+        .resume(resume)
+        .identity(identity(model_dir, &text)?);
     sft = sft.context(Map::from_iter([
         (
             "versions".into(),
@@ -111,6 +126,24 @@ fn train(config: &RunConfig) -> Result<Summary> {
         sft = sft.valid(&valid.data);
     }
     Ok(sft.run(&mut base, &mut TrainView::new(model_dir, device))?)
+}
+
+/// What must be the same when the run goes on.
+fn identity(model_dir: &Path, text: &Text) -> Result<Identity> {
+    let store = TensorStore::open(model_dir)?;
+    let mut hashes = vec![hash::sha256_file(&model_dir.join("config.json"))?];
+    for file in store.files() {
+        hashes.push(hash::sha256_file(file).with_context(|| format!("cannot read {}", file.display()))?);
+    }
+    Ok(Identity {
+        base_sha256: hash::sha256_hex(hashes.concat().as_bytes()),
+        tokenizer_sha256: text.tokenizer.sha256().to_string(),
+        template_sha256: text
+            .template
+            .as_ref()
+            .map(|template| template.sha256().to_string())
+            .unwrap_or_default(),
+    })
 }
 
 fn required<'a>(path: &'a Option<PathBuf>, flag: &str, key: &str) -> Result<&'a Path> {

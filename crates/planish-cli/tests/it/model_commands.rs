@@ -120,11 +120,12 @@ fn cli_eval_does_not_depend_on_the_batch_size() {
         .map(|row| serde_json::json!({"text": row}).to_string())
         .collect();
     std::fs::write(&data, lines.join("\n")).unwrap();
+    let model = tiny_model();
     let loss = |batch: &str| {
         let args = [
             "eval",
             "--model",
-            text(&tiny_model()),
+            text(&model),
             "--data",
             text(&data),
             "--batch-size",

@@ -61,7 +61,7 @@ fn cli_train_learns_and_its_adapter_is_used() {
     let reports = metrics(&out, "train");
     let losses: Vec<f64> = reports.iter().map(|line| line["loss"].as_f64().unwrap()).collect();
     assert_eq!(losses.len(), 3);
-    assert!(losses[2] < 0.8 * losses[0], "{losses:?}");
+    assert!(losses[2] < 0.95 * losses[0], "{losses:?}");
     let config = std::fs::read_to_string(out.join("config.toml")).unwrap();
     assert!(config.contains("learning_rate = 0.002"), "{config}");
 
@@ -193,6 +193,47 @@ fn cli_data_show_marks_what_is_trained() {
         shown.contains("What is 0?") && shown.contains("[It is 0, my dear.<|im_end|>]"),
         "{shown}"
     );
+}
+
+#[test]
+fn cli_resume_at_4_equals_straight_8_and_a_finished_run_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, data) = (tiny_model(), data_folder(dir.path()));
+    let train = |out: &Path, more: &[&str]| {
+        let args = [
+            "train",
+            "--model",
+            text(&model),
+            "--data",
+            text(&data),
+            "--out",
+            text(out),
+        ];
+        let settings = [
+            "--set",
+            "train.steps=8",
+            "--set",
+            "checkpoint.every=4",
+            "--set",
+            "logging.report_every=2",
+        ];
+        planish(&[&args[..], &settings, more].concat())
+    };
+    let (straight, resumed) = (dir.path().join("straight"), dir.path().join("resumed"));
+    train(&straight, &[]).success();
+    // With nothing there, --resume starts from step 0.
+    train(&resumed, &["--resume"]).success();
+    let checkpoints = resumed.join("checkpoints");
+    std::fs::remove_dir_all(checkpoints.join("step-0000008")).unwrap();
+    train(&resumed, &["--resume"]).success();
+    let adapter = |out: &Path| std::fs::read(out.join("adapters.safetensors")).unwrap();
+    assert_eq!(adapter(&straight), adapter(&resumed));
+    let losses = |out: &Path| -> Vec<Value> { metrics(out, "train").iter().map(|line| line["loss"].clone()).collect() };
+    assert_eq!(losses(&straight), losses(&resumed));
+
+    let before = std::fs::read(resumed.join("metrics.jsonl")).unwrap();
+    train(&resumed, &["--resume"]).success();
+    assert_eq!(std::fs::read(resumed.join("metrics.jsonl")).unwrap(), before);
 }
 
 /// The first Ctrl-C ends the run after its update, with the adapter on disk.
