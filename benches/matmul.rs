@@ -1,7 +1,8 @@
 //! f32 matrix products: through MLX, through OpenBLAS called directly in the same process, and through the wheel as Apple
 //! ships it (a child process with the unchanged copy on its loader path). Prints the two ratios that matter.
 
-#![allow(clippy::print_stdout, unsafe_code)] // A benchmark prints; `sgemm` is found with dlsym.
+// A benchmark prints and stops where it cannot go on; `sgemm` is found with dlsym.
+#![allow(clippy::print_stdout, clippy::expect_used, unsafe_code)]
 
 use std::ffi::c_int;
 use std::hint::black_box;
@@ -24,7 +25,10 @@ fn main() -> Result<()> {
         println!("{}", seconds.join(" "));
         return Ok(());
     }
-    let mut criterion = Criterion::default().measurement_time(Duration::from_secs(4)).sample_size(20).configure_from_args();
+    let mut criterion = Criterion::default()
+        .measurement_time(Duration::from_secs(4))
+        .sample_size(20)
+        .configure_from_args();
     for shape in SHAPES {
         assert_answers_agree(shape)?;
         let (m, n, k) = shape;
@@ -33,7 +37,9 @@ fn main() -> Result<()> {
         group.bench_function("mlx", |bencher| bencher.iter(|| product(&a, &b)));
         if let Some(sgemm) = openblas() {
             let (x, y, mut z) = (vec![0.5_f32; m * k], vec![0.25_f32; k * n], vec![0_f32; m * n]);
-            group.bench_function("openblas", |bencher| bencher.iter(|| call(sgemm, shape, &x, &y, black_box(&mut z))));
+            group.bench_function("openblas", |bencher| {
+                bencher.iter(|| call(sgemm, shape, &x, &y, black_box(&mut z)))
+            });
         }
         group.finish();
     }
@@ -53,10 +59,18 @@ fn ratios() -> Result<()> {
         });
         print!("{m}x{n}x{k}: mlx {:.0} GFLOP/s", flops / ours / 1e9);
         if let Some(direct) = direct {
-            print!(", openblas {:.0} GFLOP/s, ratio {:.2}", flops / direct / 1e9, direct / ours);
+            print!(
+                ", openblas {:.0} GFLOP/s, ratio {:.2}",
+                flops / direct / 1e9,
+                direct / ours
+            );
         }
         if let Some(shipped) = shipped.as_ref().and_then(|seconds| seconds.get(index)) {
-            print!(", wheel as shipped {:.1} GFLOP/s, ratio {:.0}", flops / shipped / 1e9, shipped / ours);
+            print!(
+                ", wheel as shipped {:.1} GFLOP/s, ratio {:.0}",
+                flops / shipped / 1e9,
+                shipped / ours
+            );
         }
         println!();
     }
@@ -93,7 +107,13 @@ fn assert_answers_agree(shape: (usize, usize, usize)) -> Result<()> {
     let (a, b) = operands(shape);
     let expect = 0.125 * shape.2 as f32;
     let found = product(&a, &b);
-    anyhow::ensure!(found.as_slice::<f32>().iter().all(|value| (value - expect).abs() < 1e-3), "MLX's product is wrong");
+    anyhow::ensure!(
+        found
+            .as_slice::<f32>()
+            .iter()
+            .all(|value| (value - expect).abs() < 1e-3),
+        "MLX's product is wrong"
+    );
     Ok(())
 }
 
@@ -112,7 +132,20 @@ fn median(times: usize, mut work: impl FnMut()) -> f64 {
 }
 
 type Sgemm = unsafe extern "C" fn(
-    c_int, c_int, c_int, c_int, c_int, c_int, f32, *const f32, c_int, *const f32, c_int, f32, *mut f32, c_int,
+    c_int,
+    c_int,
+    c_int,
+    c_int,
+    c_int,
+    c_int,
+    f32,
+    *const f32,
+    c_int,
+    *const f32,
+    c_int,
+    f32,
+    *mut f32,
+    c_int,
 );
 
 /// The `sgemm` of the OpenBLAS that libmlx itself was given; none on macOS.
@@ -131,7 +164,22 @@ fn call(sgemm: Sgemm, (m, n, k): (usize, usize, usize), a: &[f32], b: &[f32], c:
     // SAFETY: the slices hold m·k, k·n and m·n numbers, rows packed without gaps.
     unsafe {
         let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-        sgemm(ROW_MAJOR, NO_TRANSPOSE, NO_TRANSPOSE, m, n, k, 1.0, a, k, b, n, 0.0, c, n);
+        sgemm(
+            ROW_MAJOR,
+            NO_TRANSPOSE,
+            NO_TRANSPOSE,
+            m,
+            n,
+            k,
+            1.0,
+            a,
+            k,
+            b,
+            n,
+            0.0,
+            c,
+            n,
+        );
     }
 }
 
@@ -144,7 +192,9 @@ fn as_shipped() -> Result<Option<Vec<f64>>> {
         return Ok(None);
     }
     let unchanged = tempfile::tempdir()?;
-    wheel_fetch::unpack(&wheel_file(&flavour.mlx())?, unchanged.path(), |name| !name.contains("/include/"))?;
+    wheel_fetch::unpack(&wheel_file(&flavour.mlx())?, unchanged.path(), |name| {
+        !name.contains("/include/")
+    })?;
     let output = Command::new(std::env::current_exe()?)
         .arg(AS_SHIPPED)
         .env("LD_LIBRARY_PATH", unchanged.path().join("mlx/lib"))

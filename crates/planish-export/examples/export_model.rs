@@ -1,5 +1,7 @@
 //! Exports a model folder with default settings: `cargo run -p planish-export --example export_model -- MODEL OUT [LAYOUT CACHE WEIGHTS CONTEXT PREFILL CHUNKS PARTS]`.
 
+#![allow(clippy::print_stdout)] // A program: its output is its purpose.
+
 use planish_export::{CacheMode, ExportOptions, Layout, export, weights::AdapterDelta};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

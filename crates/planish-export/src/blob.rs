@@ -263,7 +263,7 @@ impl BlobReader {
     }
 
     fn metadata(&mut self, offset: u64) -> Result<Metadata> {
-        if offset % ALIGNMENT != 0 || offset.checked_add(ALIGNMENT).is_none_or(|end| end > self.len) {
+        if !offset.is_multiple_of(ALIGNMENT) || offset.checked_add(ALIGNMENT).is_none_or(|end| end > self.len) {
             return Err(self.bad(offset, "not a multiple of 64 inside the file"));
         }
         let mut raw = [0; 64];

@@ -1,6 +1,6 @@
 //! The program from outside: arguments in, streams and exit codes out.
 
-#![allow(clippy::expect_used)] // A test that cannot go on must say why.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test that cannot go on must say why.
 
 mod basics;
 mod model_commands;

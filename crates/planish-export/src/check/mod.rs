@@ -93,7 +93,8 @@ impl Judge<'_> {
             perplexity: self.perplexity(&mut driver, text)?,
         };
         let limit = EXACT_TOLERANCE * report.exact.max_logit;
-        if !(report.exact.max_error <= limit) {
+        // A NaN is beyond every limit.
+        if report.exact.max_error.is_nan() || report.exact.max_error > limit {
             return Err(Error::CheckFailed {
                 problem: format!(
                     "with f32 arithmetic on the stored weights a logit differs by {}, allowed are {limit} (logits up to {})",
@@ -176,8 +177,9 @@ fn teacher_force(driver: &mut Driver, tokens: &[u32], prompt: usize) -> Result<(
     } else {
         rows.push((prompt - 1, driver.last_logits(&tokens[..prompt])?));
     }
-    for position in prompt..tokens.len().min(driver.context()) {
-        rows.push((position, driver.decode(tokens[position], position)?));
+    let end = tokens.len().min(driver.context());
+    for (position, token) in tokens.iter().enumerate().take(end).skip(prompt) {
+        rows.push((position, driver.decode(*token, position)?));
     }
     let views: Vec<_> = rows.iter().map(|(_, r)| r.view()).collect();
     let joined = ndarray::stack(Axis(0), &views).map_err(|e| Error::internal(e.to_string()))?;

@@ -129,7 +129,7 @@ fn to_f32(dtype: Dtype, raw: &[u8]) -> Option<Vec<f32>> {
 /// Index of the first value that is NaN or beyond ±limit. Whole chunks are judged at once, which vectorises.
 pub(crate) fn first_outside(values: &[f32], limit: f32) -> Option<usize> {
     const CHUNK: usize = 4096;
-    let outside = |v: &f32| !(v.abs() <= limit);
+    let outside = |v: &f32| v.is_nan() || v.abs() > limit;
     let chunk = values
         .chunks(CHUNK)
         .position(|chunk| chunk.iter().fold(false, |bad, v| bad | outside(v)))?;
