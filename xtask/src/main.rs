@@ -4,7 +4,10 @@
 
 mod check;
 mod configuration_page;
+mod link_check;
+mod metal_check;
 mod mlx;
+mod parity;
 mod repo;
 mod tidy;
 
@@ -30,6 +33,12 @@ enum Command {
     /// Fetch or list the prebuilt MLX
     #[command(subcommand)]
     Mlx(mlx::Command),
+    /// Find out which MLX works on this machine, and why not
+    MetalCheck(metal_check::Args),
+    /// Compile and link the program for macOS from Linux, and check what came out
+    LinkCheck(link_check::Args),
+    /// Compare planish with mlx-lm: logits, greedy text, perplexity
+    Parity(parity::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,7 +57,11 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Check(args) => check::run(&args),
         Command::Tidy => tidy::run(),
-        Command::Docs => configuration_page::write(),
+        Command::Docs => configuration_page::write().and_then(|()| metal_check::write_page()),
+        // Its exit status carries the answer.
+        Command::MetalCheck(args) => std::process::exit(metal_check::main(&args).into()),
+        Command::LinkCheck(args) => link_check::run(&args),
         Command::Mlx(command) => mlx::run(&command),
+        Command::Parity(args) => parity::run(&args),
     }
 }

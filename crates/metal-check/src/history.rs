@@ -156,8 +156,16 @@ mod tests {
     fn changes() {
         let (works, fails) = (entry("1", Verdict::Works, "NONE"), entry("1", Verdict::BuildFail, "A"));
         check(&[], works.clone(), Change::New);
-        check(std::slice::from_ref(&fails), entry("2", Verdict::Works, "NONE"), Change::NowWorks);
-        check(std::slice::from_ref(&works), entry("2", Verdict::RunFail, "B"), Change::Regressed);
+        check(
+            std::slice::from_ref(&fails),
+            entry("2", Verdict::Works, "NONE"),
+            Change::NowWorks,
+        );
+        check(
+            std::slice::from_ref(&works),
+            entry("2", Verdict::RunFail, "B"),
+            Change::Regressed,
+        );
         check(
             std::slice::from_ref(&fails),
             entry("2", Verdict::BuildFail, "A"),

@@ -31,7 +31,7 @@ const QUESTIONS: [(&str, &[&str]); 23] = [
     ("sw_vers", &["sw_vers"]),
     ("uname -s", &["uname", "-s"]),
     ("uname -m", &["uname", "-m"]),
-    ("sysctl arm64", &["sysctl", "-n", "hw.optional.arm64"]),
+    ("sysctl arm64", says("1\n")),
     ("sysctl proc_translated", &["sysctl", "-n", "sysctl.proc_translated"]),
     ("sysctl model", &["sysctl", "-n", "hw.model"]),
     ("sysctl memory", &["sysctl", "-n", "hw.memsize"]),
@@ -157,7 +157,10 @@ fn read(answers: &BTreeMap<&str, Outcome>, environment: &BTreeMap<String, String
         os: field("sw_vers", "ProductVersion:").and_then(|text| text.parse().ok()),
         os_build: field("sw_vers", "BuildVersion:"),
         // `uname` says x86_64 inside Rosetta; the processor is what matters, and `translated` tells the rest.
-        arch: answer("sysctl arm64").filter(|text| text == "1").map(|_| "arm64".to_owned()).or_else(|| answer("uname -m")),
+        arch: answer("sysctl arm64")
+            .filter(|text| text == "1")
+            .map(|_| "arm64".to_owned())
+            .or_else(|| answer("uname -m")),
         translated: answer("sysctl proc_translated").map(|text| text == "1"),
         model: answer("sysctl model"),
         chip: answer("sysctl chip"),
@@ -393,8 +396,8 @@ mod tests {
             ("sw_vers", says(&versions)),
             ("uname -s", says("Darwin\n")),
             ("uname -m", says("arm64\n")),
-            ("sysctl arm64", &["sysctl", "-n", "hw.optional.arm64"]),
-    ("sysctl proc_translated", says("0\n")),
+            ("sysctl arm64", says("1\n")),
+            ("sysctl proc_translated", says("0\n")),
             ("sysctl chip", says("Apple M2 Pro\n")),
             ("sysctl memory", says("34359738368\n")),
             ("which cmake", says("/opt/homebrew/bin/cmake\n")),

@@ -59,7 +59,9 @@ impl Outcome {
     /// Both streams, and how it ended if it ended badly, as a log to classify.
     pub fn log(&self) -> String {
         let mut log = format!("{}\n{}\n", self.stdout.trim_end(), self.stderr.trim_end());
-        if let Some(signal) = self.signal {
+        if self.timed_out {
+            // The signal was ours and says nothing about the program.
+        } else if let Some(signal) = self.signal {
             log.push_str(&format!("process ended by signal: {signal}\n"));
         } else if let Some(status) = self.exit.filter(|status| *status != 0) {
             log.push_str(&format!("process ended with exit status: {status}\n"));
