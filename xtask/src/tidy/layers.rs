@@ -46,7 +46,10 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mlx-sys",
         ],
     ),
-    ("planish-loss", &["planish-core", "planish-kernels", "planish-mlx", "mlx-sys"]),
+    (
+        "planish-loss",
+        &["planish-core", "planish-kernels", "planish-mlx", "mlx-sys"],
+    ),
     (
         "planish-train",
         &[
