@@ -31,7 +31,7 @@ const QUESTIONS: [(&str, &[&str]); 23] = [
     ("sw_vers", &["sw_vers"]),
     ("uname -s", &["uname", "-s"]),
     ("uname -m", &["uname", "-m"]),
-    ("sysctl arm64", says("1\n")),
+    ("sysctl arm64", &["sysctl", "-n", "hw.optional.arm64"]),
     ("sysctl proc_translated", &["sysctl", "-n", "sysctl.proc_translated"]),
     ("sysctl model", &["sysctl", "-n", "hw.model"]),
     ("sysctl memory", &["sysctl", "-n", "hw.memsize"]),
