@@ -42,7 +42,10 @@ fn build() -> Result<()> {
     mlx_c::compile(&target, &mlx, &sources)?;
     mlx.link()?;
     bindings::generate(&target, &sources)?;
-    println!("cargo::metadata=include={}", std::env::join_paths([mlx.include(), sources])?.display());
+    println!(
+        "cargo::metadata=include={}",
+        std::env::join_paths([mlx.include(), sources])?.display()
+    );
     println!("cargo::metadata=version={}", wheel_fetch::mlx::VERSION);
     Ok(())
 }

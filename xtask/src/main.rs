@@ -4,6 +4,7 @@
 
 mod check;
 mod configuration_page;
+mod coreml_check;
 mod link_check;
 mod metal_check;
 mod mlx;
@@ -37,6 +38,8 @@ enum Command {
     MetalCheck(metal_check::Args),
     /// Compile and link the program for macOS from Linux, and check what came out
     LinkCheck(link_check::Args),
+    /// Judge planish-export's packages with coremltools and the tools beside the checkout
+    CoremlCheck(coreml_check::Args),
     /// Compare planish with mlx-lm: logits, greedy text, perplexity
     Parity(parity::Args),
 }
@@ -62,6 +65,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::MetalCheck(args) => std::process::exit(metal_check::main(&args).into()),
         Command::LinkCheck(args) => link_check::run(&args),
         Command::Mlx(command) => mlx::run(&command),
+        Command::CoremlCheck(args) => coreml_check::run(&args),
         Command::Parity(args) => parity::run(&args),
     }
 }

@@ -26,7 +26,8 @@ const LOGITS_LIMIT: f64 = 1e-3;
 const GAP_LIMIT: f64 = 0.05;
 const PERPLEXITY_LIMIT: f64 = 0.005;
 const MAX_TOKENS: &str = "64";
-const CHECKS: [fn(&Path, &Path, &Reference) -> Result<()>; 4] = [logits, greedy_tokens, greedy_text, perplexity];
+type Check = fn(&Path, &Path, &Reference) -> Result<()>;
+const CHECKS: [Check; 4] = [logits, greedy_tokens, greedy_text, perplexity];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -37,7 +37,10 @@ fn ensure_libclang(target: &Target) -> Result<()> {
         return Ok(());
     }
     if cfg!(not(target_os = "linux")) {
-        return Err("libclang was not found: install the Command Line Tools (xcode-select --install) or set LIBCLANG_PATH".into());
+        return Err(
+            "libclang was not found: install the Command Line Tools (xcode-select --install) or set LIBCLANG_PATH"
+                .into(),
+        );
     }
     let directory = wheel_fetch::mlx::libclang(env::consts::ARCH)?;
     // SAFETY: a build script's main thread; no other thread reads the environment at the same time.
@@ -58,9 +61,16 @@ fn system_include_arguments(target: &Target) -> Vec<String> {
     let printed = cc::Build::new()
         .try_get_compiler()
         .ok()
-        .and_then(|compiler| Command::new(compiler.path()).arg("-print-file-name=include").output().ok())
+        .and_then(|compiler| {
+            Command::new(compiler.path())
+                .arg("-print-file-name=include")
+                .output()
+                .ok()
+        })
         .and_then(|output| String::from_utf8(output.stdout).ok());
-    printed.map(|path| vec!["-isystem".to_owned(), path.trim().to_owned()]).unwrap_or_default()
+    printed
+        .map(|path| vec!["-isystem".to_owned(), path.trim().to_owned()])
+        .unwrap_or_default()
 }
 
 fn headers(dir: &Path) -> Result<Vec<PathBuf>> {

@@ -22,7 +22,11 @@ pub fn locate_sources() -> Result<PathBuf> {
         .output()?;
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("cargo could not fetch the published mlx-sys 0.7.0, which carries mlx-c:\n{}", message.trim()).into());
+        return Err(format!(
+            "cargo could not fetch the published mlx-sys 0.7.0, which carries mlx-c:\n{}",
+            message.trim()
+        )
+        .into());
     }
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let package = metadata["packages"]
@@ -59,7 +63,9 @@ pub fn compile(target: &Target, mlx: &Mlx, sources: &Path) -> Result<()> {
     }
     build.try_compile("mlxc")?;
     if !target.is_macos() {
-        cc::Build::new().file(shim.join("mach_time.c")).try_compile("mach_time")?;
+        cc::Build::new()
+            .file(shim.join("mach_time.c"))
+            .try_compile("mach_time")?;
     }
     Ok(())
 }

@@ -28,7 +28,10 @@ pub fn locate(target: &Target) -> Result<Mlx> {
     let cuda = env::var_os("CARGO_FEATURE_CUDA").is_some();
     let flavour = Flavour::for_target(&target.os, &target.arch, cuda, target.macos_version())?;
     let prefix = mlx::prefix(flavour, |root| blas::replace_reference_blas(flavour, root))?;
-    Ok(Mlx { prefix, flavour: flavour.name() })
+    Ok(Mlx {
+        prefix,
+        flavour: flavour.name(),
+    })
 }
 
 fn from_prefix(prefix: PathBuf, target: &Target) -> Result<Mlx> {
@@ -36,9 +39,16 @@ fn from_prefix(prefix: PathBuf, target: &Target) -> Result<Mlx> {
     mlx::check_version(&prefix)?;
     let library = prefix.join("lib").join(library_name(target));
     if !library.exists() {
-        return Err(format!("MLX_PREFIX: {} does not exist; expected a directory with include/ and lib/", library.display()).into());
+        return Err(format!(
+            "MLX_PREFIX: {} does not exist; expected a directory with include/ and lib/",
+            library.display()
+        )
+        .into());
     }
-    Ok(Mlx { prefix, flavour: "prefix" })
+    Ok(Mlx {
+        prefix,
+        flavour: "prefix",
+    })
 }
 
 fn library_name(target: &Target) -> &'static str {

@@ -47,7 +47,11 @@ impl Target {
             String::from_utf8(output.stdout).ok()
         };
         let wanted = || env::var("MACOSX_DEPLOYMENT_TARGET").ok();
-        let text = if self.is_cross { wanted() } else { running().or_else(wanted) };
+        let text = if self.is_cross {
+            wanted()
+        } else {
+            running().or_else(wanted)
+        };
         parse_version(&text.unwrap_or_else(|| MACOS_MINIMUM.to_owned()))
     }
 }

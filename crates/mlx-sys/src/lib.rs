@@ -11,7 +11,14 @@
 //! | `DEP_MLX_INCLUDE` | header directories of MLX and mlx-c, joined as in `PATH` |
 //! | `DEP_MLX_VERSION` | version of MLX |
 //! | `DEP_MLX_FLAVOUR` | which prebuilt MLX, or `prefix` when `MLX_PREFIX` chose it |
-#![allow(non_upper_case_globals, non_camel_case_types, non_snake_case, missing_docs, unreachable_pub, unsafe_code)]
+#![allow(
+    non_upper_case_globals,
+    non_camel_case_types,
+    non_snake_case,
+    missing_docs,
+    unreachable_pub,
+    unsafe_code
+)]
 #![allow(clippy::all, rustdoc::all)]
 
 include!(concat!(env!("OUT_DIR"), "/bindings.rs"));

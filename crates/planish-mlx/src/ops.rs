@@ -107,7 +107,9 @@ pub fn after(array: &Array, others: &[Array]) -> Result<Array> {
     raw::check(status, "order two arrays")?;
     match outputs.to_vec()?.pop() {
         Some(array) => Ok(array),
-        None => Err(crate::Error::Operation("order two arrays: nothing came back".to_owned())),
+        None => Err(crate::Error::Operation(
+            "order two arrays: nothing came back".to_owned(),
+        )),
     }
 }
 

@@ -16,7 +16,9 @@ pub fn cache_dir() -> Result<PathBuf> {
         return std::path::absolute(&dir).map_err(io_at(dir));
     }
     if cfg!(target_os = "macos") {
-        return set("HOME").map(|home| home.join("Library/Caches/planish")).ok_or(Error::NoCacheDir);
+        return set("HOME")
+            .map(|home| home.join("Library/Caches/planish"))
+            .ok_or(Error::NoCacheDir);
     }
     // The XDG specification asks to ignore relative paths.
     set("XDG_CACHE_HOME")
@@ -42,7 +44,12 @@ impl CacheLock {
     pub fn acquire(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).map_err(io_at(dir))?;
         let path = dir.join(".lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io_at(&path))?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(io_at(&path))?;
         file.lock().map_err(io_at(&path))?;
         Ok(Self { _file: file })
     }

@@ -18,9 +18,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// pip ran and failed: not installed, offline, hash refused, no such wheel.
-    #[error(
-        "pip could not download {package}\n{message}\nthe command was: {command}\nthe requirement: {requirement}"
-    )]
+    #[error("pip could not download {package}\n{message}\nthe command was: {command}\nthe requirement: {requirement}")]
     Pip {
         /// The package that was wanted.
         package: String,

@@ -16,15 +16,33 @@ pub const VERSION: &str = "0.32.2";
 const LAYOUT: &str = "r1";
 
 const fn mlx(package: &'static str, platform: &'static str, sha256: &'static str) -> Wheel {
-    Wheel { package, version: VERSION, platform, sha256, instead: "MLX_PREFIX" }
+    Wheel {
+        package,
+        version: VERSION,
+        platform,
+        sha256,
+        instead: "MLX_PREFIX",
+    }
 }
 
 const fn openblas(platform: &'static str, sha256: &'static str) -> Wheel {
-    Wheel { package: "scipy-openblas32", version: "0.3.34.481.3", platform, sha256, instead: "MLX_PREFIX" }
+    Wheel {
+        package: "scipy-openblas32",
+        version: "0.3.34.481.3",
+        platform,
+        sha256,
+        instead: "MLX_PREFIX",
+    }
 }
 
 const fn clang(platform: &'static str, sha256: &'static str) -> Wheel {
-    Wheel { package: "libclang", version: "18.1.1", platform, sha256, instead: "LIBCLANG_PATH" }
+    Wheel {
+        package: "libclang",
+        version: "18.1.1",
+        platform,
+        sha256,
+        instead: "LIBCLANG_PATH",
+    }
 }
 
 const CPU_X86_64: Wheel = mlx(
@@ -115,9 +133,16 @@ impl Flavour {
             ("macos", "aarch64", false) if macos >= (15, 0) => Ok(Self::Macos15),
             ("macos", "aarch64", false) if macos >= (14, 0) => Ok(Self::Macos14),
             _ => {
-                let version = if os == "macos" { format!(" {}.{}", macos.0, macos.1) } else { String::new() };
+                let version = if os == "macos" {
+                    format!(" {}.{}", macos.0, macos.1)
+                } else {
+                    String::new()
+                };
                 let with = if cuda { " with CUDA" } else { "" };
-                Err(Error::NoWheel { version: VERSION, target: format!("{os}{version} on {arch}{with}") })
+                Err(Error::NoWheel {
+                    version: VERSION,
+                    target: format!("{os}{version} on {arch}{with}"),
+                })
             }
         }
     }
@@ -183,7 +208,10 @@ pub fn prefix(flavour: Flavour, finish: impl FnOnce(&Path) -> Result<()>) -> Res
     let root = parent.join(format!("{VERSION}-{}-{LAYOUT}", flavour.name()));
     let _lock = CacheLock::acquire(&parent)?;
     if !root.exists() {
-        let staging = tempfile::Builder::new().prefix(".unpack-").tempdir_in(&parent).map_err(io_at(&parent))?;
+        let staging = tempfile::Builder::new()
+            .prefix(".unpack-")
+            .tempdir_in(&parent)
+            .map_err(io_at(&parent))?;
         unpack(&wheel_file(&flavour.mlx())?, staging.path(), |_| true)?;
         check_version(&staging.path().join("mlx"))?;
         finish(staging.path())?;
@@ -201,14 +229,24 @@ pub fn libclang(host_arch: &str) -> Result<PathBuf> {
     let wheel = match host_arch {
         "x86_64" => CLANG_X86_64,
         "aarch64" => CLANG_AARCH64,
-        _ => return Err(Error::NoWheel { version: "libclang 18", target: format!("linux on {host_arch}") }),
+        _ => {
+            return Err(Error::NoWheel {
+                version: "libclang 18",
+                target: format!("linux on {host_arch}"),
+            });
+        }
     };
     let parent = cache_dir()?.join("libclang");
     let root = parent.join(format!("{}-{host_arch}", wheel.version));
     let _lock = CacheLock::acquire(&parent)?;
     if !root.exists() {
-        let staging = tempfile::Builder::new().prefix(".unpack-").tempdir_in(&parent).map_err(io_at(&parent))?;
-        unpack(&wheel_file(&wheel)?, staging.path(), |name| name.ends_with("libclang.so"))?;
+        let staging = tempfile::Builder::new()
+            .prefix(".unpack-")
+            .tempdir_in(&parent)
+            .map_err(io_at(&parent))?;
+        unpack(&wheel_file(&wheel)?, staging.path(), |name| {
+            name.ends_with("libclang.so")
+        })?;
         publish(staging, &root)?;
     }
     Ok(root.join(format!("libclang-{}.data/platlib/clang/native", wheel.version)))
@@ -222,13 +260,25 @@ pub fn wheel_file(wheel: &Wheel) -> Result<PathBuf> {
     let dir = cache_dir()?.join("wheels");
     // The file name carries every tag of the wheel; the hash is what identifies it, so that is the name of its directory.
     let dir = dir.join(format!("{}-{}-{}", wheel.package, wheel.version, &wheel.sha256[..12]));
-    let cached = fs::read_dir(&dir).ok().into_iter().flatten().flatten().map(|entry| entry.path());
-    let Some(file) = cached.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "whl")) else {
+    let cached = fs::read_dir(&dir)
+        .ok()
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    let Some(file) = cached
+        .into_iter()
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+    else {
         return download(wheel, &dir);
     };
     let found = sha256_file(&file)?;
     if found != wheel.sha256 {
-        return Err(Error::HashMismatch { path: file, expected: wheel.sha256.to_owned(), found });
+        return Err(Error::HashMismatch {
+            path: file,
+            expected: wheel.sha256.to_owned(),
+            found,
+        });
     }
     Ok(file)
 }
@@ -241,11 +291,19 @@ pub fn check_version(prefix: &Path) -> Result<()> {
     let path = prefix.join("include/mlx/version.h");
     let text = fs::read_to_string(&path).map_err(io_at(&path))?;
     let part = |name: &str| {
-        text.lines().find_map(|line| line.trim().strip_prefix("#define ")?.strip_prefix(name)?.trim().parse::<u32>().ok())
+        text.lines().find_map(|line| {
+            line.trim()
+                .strip_prefix("#define ")?
+                .strip_prefix(name)?
+                .trim()
+                .parse::<u32>()
+                .ok()
+        })
     };
     let number = |part: Option<u32>| part.map_or_else(|| "?".to_owned(), |value| value.to_string());
-    let found =
-        ["MLX_VERSION_MAJOR", "MLX_VERSION_MINOR", "MLX_VERSION_PATCH"].map(|name| number(part(name))).join(".");
+    let found = ["MLX_VERSION_MAJOR", "MLX_VERSION_MINOR", "MLX_VERSION_PATCH"]
+        .map(|name| number(part(name)))
+        .join(".");
     if found == VERSION {
         return Ok(());
     }
@@ -254,7 +312,12 @@ pub fn check_version(prefix: &Path) -> Result<()> {
     } else {
         "delete the directory and build again"
     };
-    Err(Error::WrongMlxVersion { path, found, expected: VERSION, hint })
+    Err(Error::WrongMlxVersion {
+        path,
+        found,
+        expected: VERSION,
+        hint,
+    })
 }
 
 fn verify(flavour: Flavour, root: &Path) -> Result<()> {
@@ -262,14 +325,19 @@ fn verify(flavour: Flavour, root: &Path) -> Result<()> {
     let record = root.join(format!("{package}-{VERSION}.dist-info/RECORD"));
     // The bundled BLAS is replaced on purpose; everything else must be Apple's bytes.
     let bundled = flavour.bundled_libraries();
-    verify_record(root, &record, |name| name.starts_with("mlx/") && bundled.is_none_or(|dir| !name.starts_with(dir)))
+    verify_record(root, &record, |name| {
+        name.starts_with("mlx/") && bundled.is_none_or(|dir| !name.starts_with(dir))
+    })
 }
 
 fn publish(staging: tempfile::TempDir, root: &Path) -> Result<()> {
     let dir = staging.keep();
     if let Err(source) = fs::rename(&dir, root) {
         let _ = fs::remove_dir_all(&dir);
-        return Err(Error::Io { path: root.to_owned(), source });
+        return Err(Error::Io {
+            path: root.to_owned(),
+            source,
+        });
     }
     // A directory entry survives a power cut only after its parent is synced.
     let parent = root.parent().unwrap_or(root);
@@ -283,7 +351,11 @@ mod tests {
     #[test]
     fn wheel_is_chosen_by_the_running_macos() {
         let check = |macos, expect| {
-            assert_eq!(Flavour::for_target("macos", "aarch64", false, macos).unwrap(), expect, "{macos:?}");
+            assert_eq!(
+                Flavour::for_target("macos", "aarch64", false, macos).unwrap(),
+                expect,
+                "{macos:?}"
+            );
         };
         check((14, 0), Flavour::Macos14);
         check((14, 7), Flavour::Macos14);

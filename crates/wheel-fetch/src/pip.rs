@@ -37,7 +37,10 @@ impl Wheel {
 /// [`Error::HashMismatch`].
 pub fn download(wheel: &Wheel, dir: &Path) -> Result<PathBuf> {
     fs::create_dir_all(dir).map_err(io_at(dir))?;
-    let staging = tempfile::Builder::new().prefix(".pip-").tempdir_in(dir).map_err(io_at(dir))?;
+    let staging = tempfile::Builder::new()
+        .prefix(".pip-")
+        .tempdir_in(dir)
+        .map_err(io_at(dir))?;
     let requirements = staging.path().join("requirements.txt");
     fs::write(&requirements, wheel.requirement() + "\n").map_err(io_at(&requirements))?;
 
@@ -58,7 +61,11 @@ pub fn download(wheel: &Wheel, dir: &Path) -> Result<PathBuf> {
     };
     let digest = sha256_file(&found)?;
     if digest != wheel.sha256 {
-        return Err(Error::HashMismatch { path: found, expected: wheel.sha256.to_owned(), found: digest });
+        return Err(Error::HashMismatch {
+            path: found,
+            expected: wheel.sha256.to_owned(),
+            found: digest,
+        });
     }
     let name = found.file_name().unwrap_or_default();
     let target = dir.join(name);
@@ -68,7 +75,12 @@ pub fn download(wheel: &Wheel, dir: &Path) -> Result<PathBuf> {
 
 fn pip_command(wheel: &Wheel, requirements: &Path, into: &Path) -> Command {
     let mut command = Command::new("python3");
-    command.args(pip_arguments(wheel)).arg("--dest").arg(into).arg("--requirement").arg(requirements);
+    command
+        .args(pip_arguments(wheel))
+        .arg("--dest")
+        .arg(into)
+        .arg("--requirement")
+        .arg(requirements);
     // A build script inherits cargo's jobserver and target variables; pip needs neither, but a PYTHONPATH or a virtual
     // environment of the user's is left alone: it is how their pip works.
     command
@@ -89,13 +101,23 @@ fn pip_arguments(wheel: &Wheel) -> Vec<&'static str> {
         "2",
     ];
     if wheel.platform != "any" {
-        arguments.extend(["--platform", wheel.platform, "--python-version", "3.11", "--implementation", "cp"]);
+        arguments.extend([
+            "--platform",
+            wheel.platform,
+            "--python-version",
+            "3.11",
+            "--implementation",
+            "cp",
+        ]);
     }
     arguments
 }
 
 fn shown_command(wheel: &Wheel) -> String {
-    format!("python3 {} --dest . --requirement requirements.txt", pip_arguments(wheel).join(" "))
+    format!(
+        "python3 {} --dest . --requirement requirements.txt",
+        pip_arguments(wheel).join(" ")
+    )
 }
 
 fn downloaded_wheel(dir: &Path) -> Result<Option<PathBuf>> {
@@ -117,12 +139,16 @@ fn tail(text: &str, lines: usize) -> String {
 fn without_addresses(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some((start, marker)) =
-        ["https://", "http://", "host='"].into_iter().filter_map(|m| rest.find(m).map(|at| (at, m))).min()
+    while let Some((start, marker)) = ["https://", "http://", "host='"]
+        .into_iter()
+        .filter_map(|m| rest.find(m).map(|at| (at, m)))
+        .min()
     {
         out.push_str(&rest[..start]);
         let after = &rest[start + marker.len()..];
-        let end = after.find(|c: char| c.is_whitespace() || "'\")>,;".contains(c)).unwrap_or(after.len());
+        let end = after
+            .find(|c: char| c.is_whitespace() || "'\")>,;".contains(c))
+            .unwrap_or(after.len());
         out.push_str(if marker == "host='" { "host='<index>" } else { "<index>" });
         rest = &after[end..];
     }
@@ -150,9 +176,15 @@ mod tests {
     #[test]
     fn addresses_are_removed() {
         let check = |input: &str, expect: &str| assert_eq!(without_addresses(input), expect);
-        check("Looking in: https://user:pw@example.test/simple, then", "Looking in: <index>, then");
+        check(
+            "Looking in: https://user:pw@example.test/simple, then",
+            "Looking in: <index>, then",
+        );
         check("Pool(host='example.test', port=443)", "Pool(host='<index>', port=443)");
-        check("(from http://a.test/x) and https://b.test", "(from <index>) and <index>");
+        check(
+            "(from http://a.test/x) and https://b.test",
+            "(from <index>) and <index>",
+        );
         check("nothing here", "nothing here");
     }
 

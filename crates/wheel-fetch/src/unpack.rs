@@ -24,7 +24,10 @@ pub fn sha256_file(path: &Path) -> Result<String> {
 /// [`Error::BadArchive`] for a file that is no zip archive, an entry that fails its checksum, or a path that would leave
 /// `into`; [`Error::Io`] when writing fails (a full disk, for one).
 pub fn unpack(wheel: &Path, into: &Path, keep: impl Fn(&str) -> bool) -> Result<()> {
-    let bad = |message: String| Error::BadArchive { path: wheel.to_owned(), message };
+    let bad = |message: String| Error::BadArchive {
+        path: wheel.to_owned(),
+        message,
+    };
     let file = File::open(wheel).map_err(io_at(wheel))?;
     let mut archive = zip::ZipArchive::new(file).map_err(|error| bad(error.to_string()))?;
     for index in 0..archive.len() {
@@ -43,7 +46,10 @@ pub fn unpack(wheel: &Path, into: &Path, keep: impl Fn(&str) -> bool) -> Result<
         let mut out = File::create(&target).map_err(io_at(&target))?;
         copy_entry(&mut entry, &mut out).map_err(|error| match error {
             CopyError::Read(message) => bad(message),
-            CopyError::Write(source) => Error::Io { path: target.clone(), source },
+            CopyError::Write(source) => Error::Io {
+                path: target.clone(),
+                source,
+            },
         })?;
     }
     Ok(())
@@ -59,7 +65,9 @@ fn copy_entry(entry: &mut impl Read, out: &mut File) -> std::result::Result<(), 
     use io::Write as _;
     let mut buffer = vec![0; 1 << 18];
     loop {
-        let count = entry.read(&mut buffer).map_err(|error| CopyError::Read(error.to_string()))?;
+        let count = entry
+            .read(&mut buffer)
+            .map_err(|error| CopyError::Read(error.to_string()))?;
         if count == 0 {
             return out.sync_all().map_err(CopyError::Write);
         }
@@ -75,10 +83,18 @@ pub fn verify_record(root: &Path, record: &Path, check: impl Fn(&str) -> bool) -
     let text = fs::read_to_string(record).map_err(io_at(record))?;
     for line in text.lines() {
         let mut fields = line.rsplitn(3, ',');
-        let (Some(size), Some(hash), Some(name)) = (fields.next(), fields.next(), fields.next()) else { continue };
-        let Some(hash) = hash.strip_prefix("sha256=").filter(|_| check(name)) else { continue };
+        let (Some(size), Some(hash), Some(name)) = (fields.next(), fields.next(), fields.next()) else {
+            continue;
+        };
+        let Some(hash) = hash.strip_prefix("sha256=").filter(|_| check(name)) else {
+            continue;
+        };
         let path = root.join(name);
-        let altered = |message: String| Error::Altered { path: path.clone(), root: root.to_owned(), message };
+        let altered = |message: String| Error::Altered {
+            path: path.clone(),
+            root: root.to_owned(),
+            message,
+        };
         let found_size = fs::metadata(&path).map_err(|error| altered(error.to_string()))?.len();
         if size.parse() != Ok(found_size) {
             return Err(altered(format!("is {found_size} bytes, the wheel says {size}")));
@@ -114,7 +130,9 @@ mod tests {
         let path = dir.join("a.whl");
         let mut writer = zip::ZipWriter::new(File::create(&path).unwrap());
         for (name, bytes) in entries {
-            writer.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+            writer
+                .start_file(*name, zip::write::SimpleFileOptions::default())
+                .unwrap();
             writer.write_all(bytes).unwrap();
         }
         writer.finish().unwrap();
@@ -156,10 +174,17 @@ mod tests {
         let file = dir.path().join("a.txt");
         fs::write(&file, b"hello").unwrap();
         let record = dir.path().join("RECORD");
-        fs::write(&record, "a.txt,sha256=LPJNul-wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ,5\nRECORD,,\n").unwrap();
+        fs::write(
+            &record,
+            "a.txt,sha256=LPJNul-wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ,5\nRECORD,,\n",
+        )
+        .unwrap();
         verify_record(dir.path(), &record, |_| true).unwrap();
         fs::write(&file, b"hellp").unwrap();
-        assert!(matches!(verify_record(dir.path(), &record, |_| true), Err(Error::Altered { .. })));
+        assert!(matches!(
+            verify_record(dir.path(), &record, |_| true),
+            Err(Error::Altered { .. })
+        ));
         verify_record(dir.path(), &record, |name| name != "a.txt").unwrap();
     }
 }
