@@ -164,7 +164,7 @@ mod tests {
         if !text.is_empty() {
             body.push(0);
         }
-        while body.len() % 8 != 0 {
+        while !body.len().is_multiple_of(8) {
             body.push(0);
         }
         commands.extend(id.to_le_bytes());
