@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`export`] (model folder → packages, top to bottom) · `graph` (the decoder as MIL operations) · [`mil`]
 //! (builder and operator rules) · [`weights`] (streaming, adapters, compression) · [`blob`] and [`proto`] (the files). The
-//! checks: [`interpreter`] reads a package back and runs it, [`reference`] is the f32 pass it is compared with, [`check`]
+//! checks: [`interpreter`] reads a package back and runs it, [`reference`](mod@reference) is the f32 pass it is compared with, [`check`]
 //! does so as a host would. No MLX anywhere: weights come from `planish-checkpoint` as bytes.
 //!
 //! Nothing here has run on Apple hardware; docs/coreml.md says what was checked against what.

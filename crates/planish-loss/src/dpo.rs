@@ -8,7 +8,7 @@ use crate::{Error, Result, cross_entropy::scalar};
 ///
 /// With `r = β·(log π(y) − log π_ref(y))` for the chosen (`r_c`) and rejected (`r_r`) answer and `s` the label smoothing:
 /// `loss = −(1 − s)·log σ(r_c − r_r) − s·log σ(r_r − r_c)`.
-/// Log-probabilities are **sums** over the answer's tokens; see [`sequence_sums`](crate::dpo::sequence_sums).
+/// Log-probabilities are **sums** over the answer's tokens; see [`sequence_sums`].
 /// With the reference equal to the policy every loss is `ln 2`.
 ///
 /// # Shapes

@@ -6,8 +6,8 @@
 //!
 //! | module | loss |
 //! |---|---|
-//! | [`cross_entropy`] | next-token cross-entropy from logits |
-//! | [`chunked_cross_entropy`] | the same from hidden states, without ever holding all logits |
+//! | [`cross_entropy()`] | next-token cross-entropy from logits |
+//! | [`chunked_cross_entropy()`] | the same from hidden states, without ever holding all logits |
 //! | [`distrust`] | weights for examples from authority and provenance (pure f64 host code) |
 //! | [`dpo`] | direct preference optimisation |
 //! | [`orpo`] | odds-ratio preference optimisation |
