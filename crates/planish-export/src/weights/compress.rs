@@ -176,7 +176,8 @@ fn scaled(
         for &w in part {
             let level = quantum(w, scale, levels);
             elements.push(level as i8 as u8);
-            out.restored.push(level * scale);
+            // A reader multiplies in fp16.
+            out.restored.push(f16::from_f32(level * scale).to_f32());
         }
     }
     out.data = if bits == 8 {
@@ -246,6 +247,7 @@ pub fn dequantize(data: &[u8], side: &[f16], rows: usize, columns: usize, format
     use crate::dtype::unpack_bits;
     let count = rows * columns;
     let per_side = |block: usize| move |i: usize| i / block;
+    let product = |level: f32, scale: f16| f16::from_f32(level * scale.to_f32()).to_f32();
     match format {
         WeightFormat::Fp16 => data
             .chunks_exact(2)
@@ -254,14 +256,14 @@ pub fn dequantize(data: &[u8], side: &[f16], rows: usize, columns: usize, format
         WeightFormat::Int8 => {
             let at = per_side(columns);
             (0..count)
-                .map(|i| f32::from(data[i] as i8) * side[at(i)].to_f32())
+                .map(|i| product(f32::from(data[i] as i8), side[at(i)]))
                 .collect()
         }
         WeightFormat::Int4 => {
             let at = per_side(scale_block(columns));
             let elements = unpack_bits(data, 4, count);
             let signed = |v: u8| f32::from((v << 4) as i8 >> 4);
-            (0..count).map(|i| signed(elements[i]) * side[at(i)].to_f32()).collect()
+            (0..count).map(|i| product(signed(elements[i]), side[at(i)])).collect()
         }
         WeightFormat::Lut4 | WeightFormat::Lut6 => {
             let bits = format.data_type().bits();
