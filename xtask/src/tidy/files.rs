@@ -11,12 +11,12 @@ const PRINTING_CRATES: &[&str] = &["planish-cli"];
 /// Registries and paths of one machine. Each in two pieces, so that this file obeys its own rule.
 const REGISTRY_HOSTS: &[[&str; 2]] = &[
     ["pypi", ".org"],
-    ["pythonhosted", ".org"],
+    ["python", "hosted.org"],
     // The bare name is what people call the registry.
-    ["index.crates", ".io"],
-    ["static.crates", ".io"],
-    ["npmjs", ".org"],
-    ["npmjs", ".com"],
+    ["index.", "crates.io"],
+    ["static.", "crates.io"],
+    ["npm", "js.org"],
+    ["npm", "js.com"],
     ["deb.debian", ".org"],
     ["proxy.golang", ".org"],
 ];
