@@ -19,26 +19,10 @@ fn constant(steps: usize) -> SftOptions {
 }
 
 #[test]
-fn full_tuning_learns_ten_answers_by_heart() {
+fn full_tuning_learns_one_answer_by_heart() {
     // The frozen head of the tiny model cannot say rare tokens with certainty, so all its weights are trained here.
     let world = World::new();
-    let answers = [
-        "yes",
-        "no",
-        "tea",
-        "Emma",
-        "Bath",
-        "a walk",
-        "the letter",
-        "very well",
-        "never",
-        "to-morrow",
-    ];
-    let rows: Vec<String> = answers
-        .iter()
-        .map(|answer| chat("What is it?", &format!("It is {answer}.")))
-        .take(1)
-        .collect();
+    let rows = [chat("What is it?", "It is yes.")];
     let data = world.data("train.jsonl", &rows);
     let run = train(
         SftOptions {
