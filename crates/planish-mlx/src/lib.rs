@@ -4,6 +4,7 @@
 //! - [`transforms`]: value and gradient with respect to listed arguments, activation checkpointing, custom gradients;
 //! - [`host`]: typed bytes to arrays and back, one copy each way;
 //! - [`device`] and [`memory`]: what the machine has, what MLX uses;
+//! - [`library`]: where MLX was loaded from and what it was built for;
 //! - [`host_kernel`]: operations of our own on the CPU;
 //! - [`ops`]: slices by index lists and key splitting.
 //!
@@ -19,6 +20,7 @@ mod error;
 mod handler;
 pub mod host;
 pub mod host_kernel;
+pub mod library;
 pub mod memory;
 pub mod ops;
 mod raw;

@@ -34,7 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("planish-mlx", &["mlx-sys", "planish-core"]),
     (
         "planish-backend",
-        &["planish-core", "planish-checkpoint", "planish-mlx", "mlx-sys"],
+        &["metal-check", "planish-core", "planish-checkpoint", "planish-mlx", "mlx-sys"],
     ),
     (
         "planish-nn",
