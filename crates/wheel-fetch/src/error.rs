@@ -17,13 +17,28 @@ pub enum Error {
         /// Why the interpreter did not start.
         source: std::io::Error,
     },
-    /// pip ran and failed: not installed, offline, hash refused, no such wheel.
-    #[error("pip could not download {package}\n{message}\nthe command was: {command}\nthe requirement: {requirement}")]
+    /// There is a Python, but no pip in it.
+    #[error(
+        "{package} is fetched by pip, and this python3 has none\n\
+         install pip (Debian: apt-get install python3-pip; elsewhere: python3 -m ensurepip --user), or fetch the wheel elsewhere and set {env} (see docs/mlx.md)"
+    )]
+    NoPip {
+        /// The package that was wanted.
+        package: String,
+        /// The environment variable that avoids the download.
+        env: &'static str,
+    },
+    /// pip ran and failed: offline, hash refused, no such wheel.
+    #[error(
+        "pip could not download {package}\n{message}\n{hint}\nthe command was: {command}\nthe requirement: {requirement}"
+    )]
     Pip {
         /// The package that was wanted.
         package: String,
         /// The end of what pip said, addresses removed.
         message: String,
+        /// What to do.
+        hint: String,
         /// The exact command, to be tried by hand.
         command: String,
         /// The hash-pinned line that the requirements file held.

