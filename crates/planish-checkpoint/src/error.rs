@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use planish_core::units::format_bytes;
 
 use crate::adapter::Refusal;
-use crate::fuse::FuseReport;
+use crate::fuse::{FuseReport, LogitsCheck};
 use crate::run_state::ChangedInput;
 use crate::tensors::{Dtype, HeaderProblem, LoadReport};
 
@@ -91,6 +91,18 @@ pub enum Error {
         index: usize,
         /// The value.
         value: f64,
+    },
+    /// A number of the model has no finite image in the type it shall be stored in.
+    #[error("tensor {name:?}, element {index}: {value} is too large for {dtype}\nstore as BF16 or F32")]
+    TooLarge {
+        /// The tensor.
+        name: String,
+        /// Position in row-major order.
+        index: usize,
+        /// The number.
+        value: f32,
+        /// The type.
+        dtype: Dtype,
     },
     /// Type, shape and number of bytes of a tensor disagree.
     #[error("a tensor of type {dtype} and shape {shape:?} cannot have {found} bytes")]
@@ -196,6 +208,16 @@ pub enum Error {
         worst: String,
         /// Its cosine.
         cosine: f64,
+        /// All modules.
+        report: Box<FuseReport>,
+    },
+    /// The fused model does not say what base and adapter say.
+    #[error(
+        "the fused model answers differently from base and adapter: {check}\nfuse with --dequantize, or --dtype f32; --accept-loss writes it all the same\n{report}"
+    )]
+    FusedLogits {
+        /// How they differ.
+        check: LogitsCheck,
         /// All modules.
         report: Box<FuseReport>,
     },

@@ -331,6 +331,9 @@ pub enum Error {
     /// The configuration of the model is not one that planish can compute.
     #[error(transparent)]
     Config(#[from] planish_core::Error),
+    /// A source of weights for an export failed.
+    #[error(transparent)]
+    Weights(Box<dyn std::error::Error + Send + Sync>),
     /// A safetensors file could not be read or written.
     #[error("{}: {message}", path.display())]
     Safetensors {

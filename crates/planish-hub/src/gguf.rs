@@ -31,11 +31,12 @@ mod writer;
 
 pub use architecture::Architecture;
 pub use blocks::dequantize;
-pub use export::{ExportFormat, ExportReport, export_gguf};
+pub use export::{ExportFormat, ExportReport, export_gguf, export_gguf_from};
 pub(crate) use import::import_into;
 pub use import::{ImportReport, check, import};
 pub use metadata::{Array, Metadata, Value};
 pub use names::gguf_name;
 pub use reader::{Gguf, TensorInfo};
 pub use tensor_type::TensorType;
+pub use weights::{WeightReader, WeightSource};
 pub use writer::{TensorPlan, write};

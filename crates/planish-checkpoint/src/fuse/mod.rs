@@ -8,9 +8,10 @@ mod affine;
 mod delta;
 mod report;
 mod retention;
+mod source;
 mod stream;
 
 pub use affine::{Affine, dequantize, quantize};
-pub use report::{FuseReport, ModuleRetention, Verdict};
+pub use report::{FuseReport, LogitsCheck, ModuleRetention, Verdict};
 pub use retention::Retention;
-pub use stream::{FuseOptions, FuseTarget, fuse};
+pub use stream::{FuseOptions, FuseTarget, MergedModel, export_safetensors, fuse, fuse_checked};

@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use planish_checkpoint::Error;
 use planish_checkpoint::adapter::{Adapter, Method};
-use planish_checkpoint::fuse::{Affine, FuseOptions, FuseTarget, Retention, Verdict, dequantize, fuse, quantize};
+use planish_checkpoint::fuse::{
+    Affine, FuseOptions, FuseTarget, LogitsCheck, MergedModel, Retention, Verdict, dequantize, export_safetensors,
+    fuse, fuse_checked, quantize,
+};
 use planish_checkpoint::tensors::{self, Dtype, HostTensor, LoadRules, TensorStore};
 use planish_core::model_config::ModelConfig;
 use serde_json::{Value, json};
@@ -357,4 +360,110 @@ fn err_float_base_cannot_be_quantised_again() {
         ..FuseOptions::default()
     };
     assert!(matches!(case.fuse(&options), Err(Error::Quantization { .. })));
+}
+
+#[test]
+fn export_without_an_adapter_changes_the_type_alone() {
+    let case = Case::new(Weights::Float(Dtype::BF16), 1e-3);
+    let options = FuseOptions {
+        dtype: Some(Dtype::F32),
+        ..FuseOptions::default()
+    };
+    let report = export_safetensors(&case.path("model"), None, &case.path("out"), &options).unwrap();
+    assert!(report.written && report.modules.is_empty());
+    let (out, config) = case.output();
+    assert_eq!(config["torch_dtype"], "float32");
+    let base = TensorStore::open(&case.path("model")).unwrap();
+    assert_eq!(out.iter().count(), base.iter().count());
+    for view in out.iter() {
+        assert_eq!(view.dtype, Dtype::F32, "{}", view.name);
+        let expect = base.require(view.name).unwrap().to_f32().unwrap();
+        assert_eq!(view.to_f32().unwrap(), expect, "{}", view.name);
+    }
+}
+
+/// Merged in f32, rounded once: not the base's bf16 plus a rounded update.
+#[test]
+fn export_merges_before_it_rounds() {
+    let case = Case::new(Weights::Quantized(4), 2e-3);
+    let options = FuseOptions {
+        dtype: Some(Dtype::F16),
+        ..FuseOptions::default()
+    };
+    let (model, adapter) = (case.path("model"), case.path("adapter"));
+    export_safetensors(&model, Some(&adapter), &case.path("out"), &options).unwrap();
+    let merged = MergedModel::open(&model, Some(&adapter), false).unwrap();
+    assert_eq!(merged.config().quantization, None);
+    let (out, _) = case.output();
+    let shapes = merged.shapes();
+    assert_eq!(shapes.len(), out.iter().count());
+    for (name, shape) in shapes {
+        let expect = HostTensor::from_f32_as(Dtype::F16, &shape, &merged.to_f32(&name).unwrap()).unwrap();
+        assert_eq!(out.require(&name).unwrap().to_host(), expect, "{name}");
+    }
+    let base = TensorStore::open(&model).unwrap();
+    let plain = dequantize(&Affine::of_module(&base, UP).unwrap(), 4).unwrap();
+    assert_ne!(merged.to_f32(&format!("{UP}.weight")).unwrap(), plain);
+}
+
+#[test]
+fn err_number_too_large_for_f16() {
+    let case = Case::new(Weights::Float(Dtype::F32), 1e-3);
+    let file = case.path("model/model.safetensors");
+    let mut tensors: BTreeMap<String, HostTensor> = TensorStore::open(&file)
+        .unwrap()
+        .iter()
+        .map(|view| (view.name.to_string(), view.to_host()))
+        .collect();
+    let mut norm = vec![1.0; 64];
+    norm[3] = 1e6;
+    tensors.insert("model.norm.weight".into(), HostTensor::from_f32(&[64], &norm));
+    tensors::write(&file, &tensors, &BTreeMap::new()).unwrap();
+    let options = FuseOptions {
+        dtype: Some(Dtype::F16),
+        ..FuseOptions::default()
+    };
+    let error = export_safetensors(&case.path("model"), None, &case.path("out"), &options).unwrap_err();
+    assert!(
+        matches!(&error, Error::TooLarge { name, index: 3, .. } if name == "model.norm.weight"),
+        "{error}"
+    );
+    assert!(!case.path("out").exists());
+}
+
+#[test]
+fn fused_model_that_answers_differently_is_refused() {
+    let case = Case::new(Weights::Float(Dtype::F32), 1e-3);
+    let run = |accept_loss: bool, fused: [f32; 2]| {
+        let options = FuseOptions {
+            accept_loss,
+            ..FuseOptions::default()
+        };
+        fuse_checked(
+            &case.path("model"),
+            &case.path("adapter"),
+            &case.path("out"),
+            &options,
+            |dir| {
+                assert!(dir.join("config.json").exists() && dir.join("model.safetensors").exists());
+                Ok::<_, Error>(Some(LogitsCheck::compare(&[vec![0.0, 1.0]], &[fused.to_vec()], 2)))
+            },
+        )
+    };
+    let error = run(false, [1.0, 0.0]).unwrap_err();
+    assert!(
+        matches!(&error, Error::FusedLogits { check, .. } if check.max_abs == 1.0),
+        "{error}"
+    );
+    assert!(!case.path("out").exists());
+    assert!(
+        run(true, [1.0, 0.0])
+            .unwrap()
+            .to_string()
+            .contains("largest difference 1.00e0")
+    );
+    fs::remove_dir_all(case.path("out")).unwrap();
+    run(false, [0.0, 1.0]).unwrap();
+    let report: Value = serde_json::from_slice(&fs::read(case.path("out/fuse_report.json")).unwrap()).unwrap();
+    assert_eq!(report["logits"]["top1"], 1.0);
 }

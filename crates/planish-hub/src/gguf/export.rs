@@ -1,6 +1,6 @@
 //! A Hugging Face folder → a GGUF file that llama.cpp loads.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::f64::consts::PI;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use planish_core::model_config::{ModelConfig, ModelFamily, RopeConfig, RopeScali
 use super::config::ROPE_FACTORS;
 use super::quantize::quantize;
 use super::rows::RowOrder;
-use super::weights::WeightFiles;
+use super::weights::{WeightFiles, WeightSource};
 use super::{Architecture, TensorPlan, TensorType, Value, gguf_name, tokenizer, write};
 use crate::{Dtype, Error, Event, Progress, Result, Stage};
 
@@ -116,14 +116,36 @@ pub fn export_gguf(
 ) -> Result<ExportReport> {
     let config_path = folder.join("config.json");
     let config = ModelConfig::from_file(&config_path)?;
+    if config.quantization.is_some() {
+        return Err(Error::CannotExport {
+            path: config_path,
+            problem: "the weights are quantised in MLX's form: dequantise first, with planish fuse --dequantize".into(),
+        });
+    }
     refuse_unsayable(&config, &config_path)?;
-    let tokenizer = tokenizer::to_gguf(folder, &config)?;
-    let weights = WeightFiles::open(folder)?;
-    let mut notes = tokenizer.notes;
-    let sources = plan(&config, &weights, format, folder, &mut notes)?;
+    export_gguf_from(folder, &config, &WeightFiles::open(folder)?, file, format, progress)
+}
 
-    let mut metadata = general_metadata(&config, folder, format);
-    metadata.extend(model_metadata(&config));
+/// [`export_gguf`] with weights from elsewhere, such as a base with an adapter merged in: of `folder` only the tokenizer
+/// is read, and its name is the model's. `config` must not be quantised: the source gives numbers.
+///
+/// # Errors
+/// As [`export_gguf`], and those of the source.
+pub fn export_gguf_from(
+    folder: &Path,
+    config: &ModelConfig,
+    weights: &dyn WeightSource,
+    file: &Path,
+    format: ExportFormat,
+    progress: &mut dyn Progress,
+) -> Result<ExportReport> {
+    refuse_unsayable(config, &folder.join("config.json"))?;
+    let tokenizer = tokenizer::to_gguf(folder, config)?;
+    let mut notes = tokenizer.notes;
+    let sources = plan(config, weights, format, folder, &mut notes)?;
+
+    let mut metadata = general_metadata(config, folder, format);
+    metadata.extend(model_metadata(config));
     metadata.extend(tokenizer.metadata);
 
     let plans: Vec<TensorPlan> = sources.iter().map(|source| source.plan.clone()).collect();
@@ -136,7 +158,7 @@ pub fn export_gguf(
     });
     let mut done_bytes = 0;
     write(file, &metadata, &plans, |i| {
-        let bytes = sources[i].bytes(&weights)?;
+        let bytes = sources[i].bytes(weights, folder)?;
         done_bytes += sources[i].n_elements() as u64 * 4;
         progress.report(Event::Advanced { done_bytes });
         Ok(bytes)
@@ -169,7 +191,7 @@ impl Source {
         self.plan.shape.iter().product()
     }
 
-    fn bytes(&self, weights: &WeightFiles) -> Result<Vec<u8>> {
+    fn bytes(&self, weights: &dyn WeightSource, folder: &Path) -> Result<Vec<u8>> {
         let mut out = Vec::new();
         let (name, order) = match &self.content {
             Content::Computed(values) => {
@@ -178,7 +200,7 @@ impl Source {
             }
             Content::Weight { name, order } => (name, *order),
         };
-        let tensor = weights.get(name)?;
+        let read = weights.reader(name)?;
         let row_len = match self.plan.shape.as_slice() {
             [_] if order != RowOrder::Same => 1,
             [.., row_len] => *row_len,
@@ -188,9 +210,9 @@ impl Source {
         let mut values = vec![0.0; row_len];
         for row in 0..n_rows {
             let source = order.source(row, n_rows);
-            tensor.read_f32(source * row_len, &mut values);
+            read(source * row_len, &mut values);
             quantize(self.plan.kind, &values, &mut out).map_err(|i| Error::WeightOutOfRange {
-                path: tensor.path.to_path_buf(),
+                path: folder.to_path_buf(),
                 tensor: name.clone(),
                 index: source * row_len + i,
                 value: values[i],
@@ -207,19 +229,25 @@ impl Source {
 
 fn plan(
     config: &ModelConfig,
-    weights: &WeightFiles,
+    weights: &dyn WeightSource,
     format: ExportFormat,
     folder: &Path,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Source>> {
     let architecture = Architecture::of_family(config.family);
     let specs = config.expected_tensors();
-    check_names(config, weights, &specs, folder, notes)?;
+    let mut shapes = weights.shapes();
+    check_names(config, &shapes, &specs, folder, notes)?;
     let mut sources = Vec::with_capacity(specs.len() + 1);
     for spec in specs {
-        let found = weights.get(&spec.name)?.shape;
+        let Some(found) = shapes.remove(&spec.name) else {
+            return Err(Error::MissingTensor {
+                path: folder.to_path_buf(),
+                tensor: spec.name,
+            });
+        };
         if found != spec.shape {
-            let (found, expected) = (found.to_vec(), spec.shape);
+            let expected = spec.shape;
             return Err(Error::TensorShape {
                 path: folder.to_path_buf(),
                 tensor: spec.name,
@@ -268,19 +296,19 @@ fn plan(
 /// Missing and unexpected tensors are errors, but for two kinds of harmless ballast.
 fn check_names(
     config: &ModelConfig,
-    weights: &WeightFiles,
+    shapes: &BTreeMap<String, Vec<usize>>,
     specs: &[TensorSpec],
     folder: &Path,
     notes: &mut Vec<String>,
 ) -> Result<()> {
     let expected: HashSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
-    for name in weights.names().filter(|name| !expected.contains(name)) {
+    for name in shapes.keys().filter(|name| !expected.contains(name.as_str())) {
         if name == "lm_head.weight" && config.tie_word_embeddings {
             notes.push("lm_head.weight is left out: the embeddings are tied".to_owned());
         } else if !name.ends_with(".rotary_emb.inv_freq") {
             return Err(Error::UnexpectedTensor {
                 path: folder.to_path_buf(),
-                tensor: name.to_owned(),
+                tensor: name.clone(),
                 architecture: config.family.model_type(),
             });
         }
@@ -310,9 +338,6 @@ fn refuse_unsayable(config: &ModelConfig, path: &Path) -> Result<()> {
             problem: problem.to_owned(),
         })
     };
-    if config.quantization.is_some() {
-        return refuse("the weights are quantised in MLX's form: dequantise first, with planish fuse --dequantize");
-    }
     if config
         .sliding_window
         .is_some_and(|window| window < config.max_position_embeddings)

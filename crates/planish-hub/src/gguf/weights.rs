@@ -12,6 +12,23 @@ use serde_json::Value as Json;
 use crate::error::io_at;
 use crate::{Error, Result};
 
+/// Where the numbers of an exported model come from: a folder, or weights that somebody merges on the way.
+///
+/// The safetensors of a folder are one; [`export_gguf`](super::export_gguf) opens them itself.
+pub trait WeightSource {
+    /// Names and shapes of all tensors.
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>>;
+
+    /// Reads the numbers of one tensor, by parts.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`]; [`Error::Weights`] with whatever the source has to say.
+    fn reader(&self, name: &str) -> Result<WeightReader<'_>>;
+}
+
+/// Copies numbers of a tensor, from the given one on, until the slice is full.
+pub type WeightReader<'a> = Box<dyn Fn(usize, &mut [f32]) + 'a>;
+
 /// All tensors of a folder, memory-mapped.
 pub(super) struct WeightFiles {
     folder: PathBuf,
@@ -27,14 +44,6 @@ struct Place {
     len: usize,
 }
 
-/// One tensor.
-pub(super) struct Weight<'a> {
-    pub(super) path: &'a Path,
-    pub(super) shape: &'a [usize],
-    dtype: Dtype,
-    bytes: &'a [u8],
-}
-
 impl WeightFiles {
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let mut weights = Self {
@@ -46,26 +55,6 @@ impl WeightFiles {
             weights.add(folder.join(name))?;
         }
         Ok(weights)
-    }
-
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
-    }
-
-    pub(super) fn get(&self, name: &str) -> Result<Weight<'_>> {
-        let missing = || Error::MissingTensor {
-            path: self.folder.clone(),
-            tensor: name.to_owned(),
-        };
-        let place = self.tensors.get(name).ok_or_else(missing)?;
-        let (path, map) = &self.files[place.file];
-        let bytes = &map[place.start..place.start + place.len];
-        Ok(Weight {
-            path,
-            shape: &place.shape,
-            dtype: place.dtype,
-            bytes,
-        })
     }
 
     fn add(&mut self, path: PathBuf) -> Result<()> {
@@ -102,18 +91,31 @@ impl WeightFiles {
     }
 }
 
-impl Weight<'_> {
-    /// Copies numbers, from number `first` on, to `out`.
-    pub(super) fn read_f32(&self, first: usize, out: &mut [f32]) {
-        let item = if self.dtype == Dtype::F32 { 4 } else { 2 };
-        let bytes = self.bytes[first * item..].chunks_exact(item);
-        for (value, b) in out.iter_mut().zip(bytes) {
-            *value = match self.dtype {
-                Dtype::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-                Dtype::F16 => f16::from_le_bytes([b[0], b[1]]).to_f32(),
-                _ => bf16::from_le_bytes([b[0], b[1]]).to_f32(),
-            };
-        }
+impl WeightSource for WeightFiles {
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let shape = |(name, place): (&String, &Place)| (name.clone(), place.shape.clone());
+        self.tensors.iter().map(shape).collect()
+    }
+
+    fn reader(&self, name: &str) -> Result<WeightReader<'_>> {
+        let missing = || Error::MissingTensor {
+            path: self.folder.clone(),
+            tensor: name.to_owned(),
+        };
+        let place = self.tensors.get(name).ok_or_else(missing)?;
+        let bytes = &self.files[place.file].1[place.start..place.start + place.len];
+        Ok(Box::new(|first, out| read_f32(place.dtype, bytes, first, out)))
+    }
+}
+
+fn read_f32(dtype: Dtype, bytes: &[u8], first: usize, out: &mut [f32]) {
+    let item = if dtype == Dtype::F32 { 4 } else { 2 };
+    for (value, b) in out.iter_mut().zip(bytes[first * item..].chunks_exact(item)) {
+        *value = match dtype {
+            Dtype::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+            Dtype::F16 => f16::from_le_bytes([b[0], b[1]]).to_f32(),
+            _ => bf16::from_le_bytes([b[0], b[1]]).to_f32(),
+        };
     }
 }
 
