@@ -7,6 +7,8 @@
 
 mod error;
 pub mod fs;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hash;
 pub mod model_config;
 pub mod run_config;

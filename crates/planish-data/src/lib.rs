@@ -7,6 +7,9 @@ mod batch;
 mod dataset;
 mod error;
 mod format;
+#[doc(hidden)]
+pub mod fuzzing;
+mod guard;
 mod json;
 mod ladder;
 mod limit;

@@ -8,6 +8,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::guard::guarded;
 
 /// Text to token ids and back, with what the model folder says about special tokens.
 ///
@@ -96,13 +97,8 @@ impl Tokenizer {
         model_config: Option<&Value>,
     ) -> Result<Self> {
         const DAMAGED: &str = "take the file from the model's source again";
-        let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer_json)
-            .map_err(|error| broken(path, format!("not a tokenizer: {error}"), DAMAGED))?;
-        inner
-            .with_truncation(None)
-            .map_err(|error| broken(path, error.to_string(), DAMAGED))?;
-        inner.with_padding(None);
-        cover_whole_text(&mut inner).map_err(|error| broken(path, error, DAMAGED))?;
+        let inner = guarded(|| read(tokenizer_json)).flatten();
+        let inner = inner.map_err(|error| broken(path, format!("not a tokenizer: {error}"), DAMAGED))?;
         let added = inner
             .get_added_tokens_decoder()
             .into_iter()
@@ -161,18 +157,12 @@ impl Tokenizer {
 
     /// Decodes ids, without the special tokens among them.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|error| Error::Decode {
-            id: ids.first().copied().unwrap_or_default(),
-            reason: error.to_string(),
-        })
+        self.decode_with(ids, true)
     }
 
     /// Decodes ids with every special token written out.
     pub fn decode_all(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, false).map_err(|error| Error::Decode {
-            id: ids.first().copied().unwrap_or_default(),
-            reason: error.to_string(),
-        })
+        self.decode_with(ids, false)
     }
 
     /// Decodes ids one after another as a model generates them.
@@ -254,15 +244,21 @@ impl Tokenizer {
         ids.iter().position(|id| *id as usize >= limit).map(|at| (at, ids[at]))
     }
 
+    fn decode_with(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        let decoded = guarded(|| self.inner.decode(ids, skip_special_tokens).map_err(|e| e.to_string())).flatten();
+        decoded.map_err(|reason| Error::Decode {
+            id: ids.first().copied().unwrap_or_default(),
+            reason,
+        })
+    }
+
     fn encode_with(&self, text: &str, add_special_tokens: bool) -> Result<Encoded> {
-        let encoding = self
-            .inner
-            .encode(text, add_special_tokens)
-            .map_err(|error| Error::Tokenizer {
-                path: self.path.clone(),
-                reason: format!("cannot encode {:?}: {error}", text.chars().take(40).collect::<String>()),
-                fix: "check that tokenizer.json belongs to this model",
-            })?;
+        let encoded = guarded(|| self.inner.encode(text, add_special_tokens).map_err(|e| e.to_string())).flatten();
+        let encoding = encoded.map_err(|error| Error::Tokenizer {
+            path: self.path.clone(),
+            reason: format!("cannot encode {:?}: {error}", text.chars().take(40).collect::<String>()),
+            fix: "check that tokenizer.json belongs to this model",
+        })?;
         let ids = encoding.get_ids().to_vec();
         let ranges = encoding
             .get_offsets()
@@ -394,6 +390,17 @@ fn floor(text: &str, mut at: usize) -> usize {
         at -= 1;
     }
     at
+}
+
+/// A tokenizer that cuts nothing, pads nothing and covers the whole text.
+fn read(tokenizer_json: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String> {
+    // The tokenizers crate panics when a decoder is no JSON, with a message that helps nobody.
+    serde_json::from_slice::<serde::de::IgnoredAny>(tokenizer_json).map_err(|error| error.to_string())?;
+    let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer_json).map_err(|error| error.to_string())?;
+    inner.with_truncation(None).map_err(|error| error.to_string())?;
+    inner.with_padding(None);
+    cover_whole_text(&mut inner)?;
+    Ok(inner)
 }
 
 /// Byte-level post-processors may trim white space from the range of a token that stands for it. Masking needs to know

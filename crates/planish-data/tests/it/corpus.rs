@@ -67,6 +67,13 @@ fn templates_of_the_corpus_give_text_or_an_error() {
     }
 }
 
+#[test]
+fn tokenizers_of_the_corpus_give_tokens_or_an_error() {
+    for entry in std::fs::read_dir(corpus("tokenizer")).unwrap() {
+        planish_data::fuzzing::tokenizer(&std::fs::read(entry.unwrap().path()).unwrap());
+    }
+}
+
 mod properties {
     use proptest::prelude::*;
 
