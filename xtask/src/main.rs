@@ -5,10 +5,12 @@
 mod check;
 mod configuration_page;
 mod coreml_check;
+mod crash_test;
 mod link_check;
 mod metal_check;
 mod mlx;
 mod parity;
+mod program;
 mod repo;
 mod tidy;
 
@@ -40,8 +42,10 @@ enum Command {
     LinkCheck(link_check::Args),
     /// Judge planish-export's packages with coremltools and the tools beside the checkout
     CoremlCheck(coreml_check::Args),
-    /// Compare planish with mlx-lm: logits, greedy text, perplexity
+    /// Compare planish with mlx-lm, PEFT and llama.cpp: logits, adapters, GGUF
     Parity(parity::Args),
+    /// Kill a run with SIGKILL at random moments, resume it each time, and compare the end bit by bit
+    CrashTest(crash_test::Args),
 }
 
 fn main() -> ExitCode {
@@ -67,5 +71,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Mlx(command) => mlx::run(&command),
         Command::CoremlCheck(args) => coreml_check::run(&args),
         Command::Parity(args) => parity::run(&args),
+        Command::CrashTest(args) => crash_test::run(&args),
     }
 }

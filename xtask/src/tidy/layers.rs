@@ -34,7 +34,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("planish-mlx", &["mlx-sys", "planish-core"]),
     (
         "planish-backend",
-        &["metal-check", "planish-core", "planish-checkpoint", "planish-mlx", "mlx-sys"],
+        &[
+            "metal-check",
+            "planish-core",
+            "planish-checkpoint",
+            "planish-mlx",
+            "mlx-sys",
+        ],
     ),
     (
         "planish-nn",
