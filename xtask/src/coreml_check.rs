@@ -3,7 +3,9 @@
 //! The judges are scripts in `shared/tools/coreml` beside the checkout; where they are absent the command says so and
 //! ends well. For both golden models, and for random configurations of every family: export in every layout, lint, load
 //! with coremltools, compare logits and cache in f32 and fp16 arithmetic; then break good packages and see each mutant
-//! noticed.
+//! noticed. With `--model` and `--adapter` a real model is judged instead (`trained`).
+
+mod trained;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +13,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use crate::program::build_planish;
 use crate::repo;
 
 /// What the virtual environment holds.
@@ -30,6 +33,15 @@ pub(crate) struct Args {
     /// Leave out the mutation test
     #[arg(long)]
     no_mutants: bool,
+    /// Judge this model in every layout instead: 32 decoded tokens against `planish logits`
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Its adapter
+    #[arg(long, value_name = "DIR", requires = "model")]
+    adapter: Option<PathBuf>,
+    /// A program that is built already
+    #[arg(long, value_name = "FILE", requires = "model")]
+    planish: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -41,11 +53,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
         return Ok(());
     }
+    if let Some(model) = &args.model {
+        let judge = Judge {
+            python: virtual_environment()?,
+            tools,
+            exporter: PathBuf::new(),
+            work: work_folder("coreml-trained")?,
+        };
+        let trained = trained::Trained {
+            model,
+            adapter: args.adapter.as_deref(),
+            planish: &args.planish.clone().map_or_else(build_planish, Ok)?,
+        };
+        return trained.run(&judge);
+    }
     let judge = Judge {
         python: virtual_environment()?,
         tools,
         exporter: build_exporter()?,
-        work: work_folder()?,
+        work: work_folder("coreml-check")?,
     };
     judge.tool("blob_golden.py", &["--out", &judge.path("blob")])?;
     judge.tool(
@@ -237,8 +263,8 @@ fn build_exporter() -> Result<PathBuf> {
     program.context("cargo named no executable")
 }
 
-fn work_folder() -> Result<PathBuf> {
-    let folder = repo::root().join("target/coreml-check");
+fn work_folder(name: &str) -> Result<PathBuf> {
+    let folder = repo::root().join("target").join(name);
     if folder.exists() {
         std::fs::remove_dir_all(&folder)?;
     }

@@ -1,8 +1,8 @@
 //! `cargo xtask crash-test`: a run that is killed at random moments and resumed ends with the bytes of one that was not.
 //!
 //! The real program trains the tiny model with dropout, accumulation, packing and evaluation, saving after every update.
-//! Every other kill comes at a random moment of the process's life; the rest wait for a checkpoint that is being written.
-//! Where a kill landed is told by what it left: a temporary folder, or a folder without its pointer.
+//! Every other kill comes at a random moment of the process's life, start included; the rest wait for some updates and then
+//! for a checkpoint that is being written. Where a kill landed is told by what it left: the temporary folder of a write.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -63,17 +63,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut tally = Tally::default();
     let mut random = Random(args.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let startup = test.startup(&straight)?;
-    // On average the kills use up half of the updates, so that the run is still going at the last of them.
-    let life = whole.saturating_sub(startup).div_f64(args.kills as f64);
+    let life = startup + whole.saturating_sub(startup).div_f64(args.kills as f64);
     for kill in 0..args.kills {
         test.check_time()?;
-        let wants_write = kill % 2 == 1;
-        let moment = if wants_write {
-            startup + life.mul_f64(random.next())
+        let moment = if kill % 2 == 0 {
+            Moment::After(life.mul_f64(random.next()))
         } else {
-            (startup + life).mul_f64(random.next())
+            // The kills that are left share nine tenths of the way, so that the run is still going at the last of them.
+            let way = (args.steps * 9 / 10).saturating_sub(newest_step(&killed) as usize);
+            let share = 4.0 * way as f64 / (args.kills - kill) as f64;
+            Moment::InWriteAfter((random.next() * share.min(way as f64)) as u64)
         };
-        tally.count(test.kill(&killed, moment, wants_write, &mut random)?);
+        tally.count(test.kill(&killed, moment, &mut random)?);
     }
     test.finish(&killed)?;
     println!("{tally}");
@@ -92,6 +93,14 @@ struct CrashTest {
     data: PathBuf,
     steps: usize,
     deadline: Instant,
+}
+
+/// When a process is killed.
+enum Moment {
+    /// This long after its start.
+    After(Duration),
+    /// In the checkpoint write that follows so many updates.
+    InWriteAfter(u64),
 }
 
 /// What a killed process was doing.
@@ -157,16 +166,21 @@ impl CrashTest {
         Ok(begun.elapsed())
     }
 
-    /// Starts the run and kills it after `moment`, or in the first checkpoint write after it.
-    fn kill(&self, out: &Path, moment: Duration, wants_write: bool, random: &mut Random) -> Result<(Landed, u64)> {
+    /// Starts the run and kills it.
+    fn kill(&self, out: &Path, moment: Moment, random: &mut Random) -> Result<(Landed, u64)> {
+        let begun_at = newest_step(out);
         let mut child = self.command(out).spawn().context("planish does not start")?;
-        std::thread::sleep(moment);
-        if wants_write {
-            while !is_writing(out) && child.try_wait()?.is_none() {
-                self.check_time().inspect_err(|_| drop(child.kill()))?;
-                std::thread::sleep(Duration::from_micros(200));
+        match moment {
+            Moment::After(time) => std::thread::sleep(time),
+            Moment::InWriteAfter(updates) => {
+                // What an earlier kill left is there until the new process has the lock: only progress tells.
+                let due = |out: &Path| newest_step(out) >= begun_at + updates.max(1) && is_writing(out);
+                while !due(out) && child.try_wait()?.is_none() {
+                    self.check_time().inspect_err(|_| drop(child.kill()))?;
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                std::thread::sleep(Duration::from_micros((random.next() * 4000.0) as u64));
             }
-            std::thread::sleep(Duration::from_micros((random.next() * 4000.0) as u64));
         }
         // SIGKILL on Unix.
         let ended = child.try_wait()?;

@@ -6,7 +6,7 @@ use planish_core::units::format_bytes;
 
 use crate::adapter::Refusal;
 use crate::fuse::{FuseReport, LogitsCheck};
-use crate::run_state::ChangedInput;
+use crate::run_state::{ChangedInput, PassedOver};
 use crate::tensors::{Dtype, HeaderProblem, LoadReport};
 
 /// Result of this crate.
@@ -150,6 +150,14 @@ pub enum Error {
         /// The process that holds it, when it said so.
         pid: Option<u32>,
     },
+    /// There are checkpoints, and every one of them is damaged.
+    #[error("{}: no checkpoint is whole: {}\nrestore one from a copy, or move the folder away to start at step 0", path.display(), list(passed_over))]
+    NoWholeCheckpoint {
+        /// The directory of the checkpoints.
+        path: PathBuf,
+        /// Each with what is wrong with it, newest first.
+        passed_over: Vec<PassedOver>,
+    },
     /// A checkpoint is not whole.
     #[error("{}: the checkpoint is damaged: {problem}", path.display())]
     BrokenCheckpoint {
@@ -180,7 +188,7 @@ pub enum Error {
         later: Vec<u64>,
     },
     /// The disk has too little room for another checkpoint.
-    #[error("{}: {} free, a checkpoint needs {}; the earlier checkpoints are untouched", path.display(), format_bytes(*available), format_bytes(*needed))]
+    #[error("{}: {} free, a checkpoint needs {}; the earlier checkpoints are untouched\nmake room, then go on with --resume", path.display(), format_bytes(*available), format_bytes(*needed))]
     NoSpace {
         /// Where it would be written.
         path: PathBuf,

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{adapter, completions, data, eval, export_coreml, fuse, generate, import, logits, pull, train};
+use crate::commands::{adapter, completions, data, eval, export, fuse, generate, import, logits, pull, train};
 
 /// Fine-tune language models with Apple's MLX
 #[derive(Parser)]
@@ -21,7 +21,7 @@ pub(crate) enum Command {
     Generate(generate::Args),
     Logits(logits::Args),
     Fuse(fuse::Args),
-    Export(export_coreml::Args),
+    Export(export::Args),
     Adapter(adapter::Args),
     Data(data::Args),
     Completions(completions::Args),

@@ -4,7 +4,10 @@ pub(crate) mod adapter;
 pub(crate) mod completions;
 pub(crate) mod data;
 pub(crate) mod eval;
-pub(crate) mod export_coreml;
+pub(crate) mod export;
+mod export_coreml;
+mod export_gguf;
+mod export_safetensors;
 pub(crate) mod fuse;
 pub(crate) mod generate;
 pub(crate) mod import;
@@ -23,7 +26,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         Command::Generate(args) => generate::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Fuse(args) => fuse::run(&args),
-        Command::Export(args) => export_coreml::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Adapter(args) => adapter::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Completions(args) => completions::run(&args),

@@ -6,6 +6,7 @@ mod cli;
 mod commands;
 mod data;
 mod failure;
+mod fused_logits;
 mod model;
 mod output;
 mod train_view;

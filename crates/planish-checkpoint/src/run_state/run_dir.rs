@@ -105,7 +105,8 @@ impl RunDir {
     /// Finds the newest whole checkpoint, and says why newer ones were passed over.
     ///
     /// # Errors
-    /// [`Error::Read`] when the directory itself cannot be read; a broken checkpoint is not an error here.
+    /// [`Error::Read`] when the directory itself cannot be read; [`Error::NoWholeCheckpoint`] when every checkpoint in it is
+    /// broken. A broken one beside a whole one is not an error here.
     pub fn resume(&self, verify: Verify) -> Result<Resume> {
         search::newest(&self.checkpoints_dir(), verify)
     }

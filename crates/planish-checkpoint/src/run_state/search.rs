@@ -94,7 +94,7 @@ fn read_all(path: &Path) -> Result<BTreeMap<String, HostTensor>> {
 /// A checkpoint found for going on, and those that were not good enough.
 #[derive(Clone, Debug)]
 pub struct Resume {
-    /// The newest whole checkpoint; `None` when there is none, which means step 0.
+    /// The newest whole checkpoint; `None` when there is none at all, which means step 0.
     pub found: Option<(PathBuf, Checkpoint)>,
     /// Newer ones that are not whole, newest first.
     pub passed_over: Vec<PassedOver>,
@@ -119,16 +119,23 @@ impl fmt::Display for Resume {
                 checkpoint.state.position.step,
                 dir.display()
             )?,
-            None => f.write_str("no whole checkpoint: starting at step 0")?,
+            None => f.write_str("no checkpoint: starting at step 0")?,
         }
         for passed in &self.passed_over {
-            write!(f, "\n  passed over {}: {}", passed.name, passed.reason)?;
+            write!(f, "\n  passed over {passed}")?;
         }
         Ok(())
     }
 }
 
-/// Looks for the newest whole checkpoint below `checkpoints`, by step; pointers are not asked.
+impl fmt::Display for PassedOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.reason)
+    }
+}
+
+/// Looks for the newest whole checkpoint below `checkpoints`, by step; pointers are not asked. Where there are only damaged
+/// ones, that is an error: to start at step 0 there is for the user to say.
 pub(super) fn newest(checkpoints: &Path, verify: Verify) -> Result<Resume> {
     let mut passed_over = Vec::new();
     for step in steps(checkpoints)?.into_iter().rev() {
@@ -146,6 +153,13 @@ pub(super) fn newest(checkpoints: &Path, verify: Verify) -> Result<Resume> {
                 reason: error.to_string(),
             }),
         }
+    }
+    if !passed_over.is_empty() {
+        // Starting anew would write over what may still be mended.
+        return Err(Error::NoWholeCheckpoint {
+            path: checkpoints.to_path_buf(),
+            passed_over,
+        });
     }
     Ok(Resume {
         found: None,

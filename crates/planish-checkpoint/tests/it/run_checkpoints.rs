@@ -174,7 +174,7 @@ fn nothing_saved_means_step_0() {
     let resume = resume(out.path());
     assert_eq!(
         (found_step(&resume), resume.to_string().as_str()),
-        (None, "no whole checkpoint: starting at step 0")
+        (None, "no checkpoint: starting at step 0")
     );
 }
 
@@ -217,13 +217,15 @@ fn checkpoint_under_another_name_is_not_believed() {
     let out = temp_dir();
     save(out.path(), [1]);
     fs::rename(step_dir(out.path(), 1), step_dir(out.path(), 9)).unwrap();
-    let resume = resume(out.path());
-    assert_eq!(found_step(&resume), None);
-    assert!(
-        resume.passed_over[0].reason.contains("of step 1"),
-        "{}",
-        resume.passed_over[0].reason
-    );
+    let error = RunDir::open(out.path())
+        .unwrap()
+        .resume(Verify::Everything)
+        .unwrap_err();
+    let Error::NoWholeCheckpoint { passed_over, .. } = &error else {
+        panic!("{error}")
+    };
+    assert!(passed_over[0].reason.contains("of step 1"), "{error}");
+    assert!(step_dir(out.path(), 9).exists());
 }
 
 /// S-7.

@@ -11,21 +11,9 @@ use planish_export::{CacheMode, ExportOptions, ExportReport, Layout, export};
 
 use crate::output;
 
-/// Write a model for other runtimes
-#[derive(clap::Args)]
-pub(crate) struct Args {
-    #[command(subcommand)]
-    target: Target,
-}
-
-#[derive(clap::Subcommand)]
-enum Target {
-    Coreml(Box<CoremlArgs>),
-}
-
 /// Write Core ML packages, for the Neural Engine and the GPU of Apple devices
 #[derive(clap::Args)]
-struct CoremlArgs {
+pub(crate) struct Args {
     /// Folder of the model in the Hugging Face layout
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
@@ -84,7 +72,6 @@ const PROMPT: &str = "The sea was calm that morning, and the fishermen had gone 
     before. He lit his pipe, looked at the clouds over the headland, and said that the weather would hold until evening.";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let Target::Coreml(args) = &args.target;
     let options = options(args)?;
     let delta = match &args.adapter {
         Some(dir) => read_adapter(&args.model, dir)?,
@@ -104,7 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     output::line(&describe(&report, elapsed)?)
 }
 
-fn options(args: &CoremlArgs) -> Result<ExportOptions> {
+fn options(args: &Args) -> Result<ExportOptions> {
     let defaults = ExportOptions::default();
     let prefill = args
         .prefill

@@ -1,9 +1,12 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use planish_checkpoint::fuse::{FuseOptions, FuseTarget, fuse};
+use planish_checkpoint::fuse::{FuseOptions, FuseReport, FuseTarget, fuse, fuse_checked};
+use planish_core::run_config::BackendDevice;
 
-use crate::output;
+use crate::failure::usage;
+use crate::fused_logits::FusedLogits;
+use crate::{model, output};
 
 /// Fold an adapter into its model
 #[derive(clap::Args)]
@@ -26,7 +29,13 @@ pub(crate) struct Args {
     /// Report what would be left of the update, and write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Write the model although quantising loses much of the update
+    /// Compare logits on this text, instead of eight of our own; up to eight times
+    #[arg(long = "prompt", value_name = "TEXT")]
+    prompts: Vec<String>,
+    /// Do not compare the logits of the fused model with those of base and adapter
+    #[arg(long, conflicts_with = "prompts")]
+    no_check: bool,
+    /// Write the model although it loses much of the update
     #[arg(long)]
     accept_loss: bool,
     /// Go on although the adapter changes nothing, or was made for another model
@@ -46,11 +55,27 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         force: args.force,
         ..FuseOptions::default()
     };
-    let report = fuse(&args.model, &args.adapter, &args.out, &options)?;
+    let report = if args.no_check || args.dry_run {
+        fuse(&args.model, &args.adapter, &args.out, &options)?
+    } else {
+        fuse_with_logits(args, &options)?
+    };
     output::note(&report.to_string());
     if report.written {
         output::line(&args.out.display().to_string())
     } else {
         Ok(())
     }
+}
+
+/// Runs base and adapter when everything else is in order, then the fused model, one at a time in memory.
+fn fuse_with_logits(args: &Args, options: &FuseOptions) -> Result<FuseReport> {
+    if args.prompts.len() > 8 {
+        return Err(usage(format!("{} prompts, at most 8 are compared", args.prompts.len())));
+    }
+    fuse_checked(&args.model, &args.adapter, &args.out, options, |fused| {
+        model::select_device(BackendDevice::Auto)?;
+        let expected = FusedLogits::of_adapter(&args.model, &args.adapter, args.force, &args.prompts)?;
+        Ok::<_, anyhow::Error>(Some(expected.compare(fused)?))
+    })
 }

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test that cannot go on must say why.
 
+mod adapters;
 mod basics;
+mod failures;
+mod leaving;
 mod model_commands;
 mod run;
 mod train_command;

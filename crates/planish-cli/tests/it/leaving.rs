@@ -1,0 +1,251 @@
+//! `fuse` and `export`: what leaves the program says what base and adapter say.
+
+use std::path::Path;
+
+use planish_checkpoint::adapter::Method;
+use planish_checkpoint::tensors::{Dtype, TensorStore};
+use serde_json::Value;
+
+use crate::adapters::{difference, logits, with_adapter, write_quantized};
+use crate::run::{planish, text, tiny_model};
+
+#[test]
+fn cli_fuse_says_what_base_and_adapter_say() {
+    for method in [Method::Lora, Method::Dora] {
+        let (dir, adapter) = with_adapter(method, 1e-3);
+        let out = dir.path().join("fused");
+        let model = tiny_model();
+        let args = [
+            "fuse",
+            "--model",
+            text(&model),
+            "--adapter",
+            text(&adapter),
+            "--out",
+            text(&out),
+        ];
+        let ran = planish(&args);
+        assert!(ran.stderr.contains("logits on 8 prompts"), "{}", ran.stderr);
+        assert_eq!(ran.success(), format!("{}\n", out.display()));
+        let (expect, base) = (logits(&model, Some(&adapter)), logits(&model, None));
+        let fused = logits(&out, None);
+        assert!(
+            difference(&fused, &expect) < 1e-4,
+            "{method:?}: {}",
+            difference(&fused, &expect)
+        );
+        assert!(difference(&base, &expect) > 1e-2, "the adapter does nothing");
+        let report: Value = serde_json::from_slice(&std::fs::read(out.join("fuse_report.json")).unwrap()).unwrap();
+        assert!(report["logits"]["mean_kl"].as_f64().unwrap() < 1e-6, "{report}");
+        assert_eq!(report["modules"].as_array().unwrap().len(), 4 * 7);
+        // The folder is taken: said before any work.
+        let again = planish(&args);
+        assert_eq!(again.code, Some(1));
+        assert!(again.stderr.contains("not empty"), "{}", again.stderr);
+    }
+}
+
+#[test]
+fn cli_fuse_refuses_to_lose_the_update_and_says_how_not_to() {
+    let (dir, adapter) = with_adapter(Method::Lora, 1e-3);
+    let (model, out) = (dir.path().join("4bit"), dir.path().join("fused"));
+    write_quantized(&model, 4);
+    let fuse = |more: &[&str]| {
+        let args = [
+            "fuse",
+            "--model",
+            text(&model),
+            "--adapter",
+            text(&adapter),
+            "--out",
+            text(&out),
+        ];
+        planish(&[&args[..], more].concat())
+    };
+    let ran = fuse(&["--bits", "4"]);
+    assert_eq!(ran.code, Some(1));
+    for word in ["quantising loses the update", "--dequantize", "--accept-loss", "cosine"] {
+        assert!(ran.stderr.contains(word), "{word} in {}", ran.stderr);
+    }
+    assert!(!out.exists());
+    let dry = fuse(&["--bits", "4", "--dry-run"]);
+    assert!(dry.stderr.contains("fail") && !out.exists(), "{}", dry.stderr);
+
+    // The way out: floats, which say what base and adapter say.
+    fuse(&[]).success();
+    let expect = logits(&model, Some(&adapter));
+    let dequantised = difference(&logits(&out, None), &expect);
+    assert!(dequantised < 1e-3, "{dequantised}");
+    std::fs::remove_dir_all(&out).unwrap();
+    fuse(&["--bits", "4", "--accept-loss"]).success();
+    let quantised = difference(&logits(&out, None), &expect);
+    assert!(quantised > 10.0 * dequantised, "{quantised} {dequantised}");
+}
+
+/// The affine form is computed with as it is; dequantised it says the same.
+#[test]
+fn cli_quantised_base_answers_as_its_dequantised_export() {
+    for bits in [4, 8] {
+        let dir = tempfile::tempdir().unwrap();
+        let (model, out) = (dir.path().join("q"), dir.path().join("float"));
+        write_quantized(&model, bits);
+        planish(&["export", "safetensors", "--model", text(&model), "--out", text(&out)]).success();
+        assert!(
+            !std::fs::read_to_string(out.join("config.json"))
+                .unwrap()
+                .contains("quantization")
+        );
+        let (packed, float) = (logits(&model, None), logits(&out, None));
+        assert!(
+            difference(&packed, &float) < 1e-3,
+            "{bits} bits: {}",
+            difference(&packed, &float)
+        );
+        let exact = logits(&tiny_model(), None);
+        assert!(difference(&packed, &exact) > 1e-3, "{bits} bits change nothing");
+    }
+}
+
+#[test]
+fn cli_export_safetensors_merges_and_rounds_once() {
+    let (dir, adapter) = with_adapter(Method::Lora, 1e-3);
+    let (model, out) = (tiny_model(), dir.path().join("out"));
+    let export = |more: &[&str]| {
+        let args = ["export", "safetensors", "--model", text(&model), "--out", text(&out)];
+        planish(&[&args[..], more].concat())
+    };
+    let with = [
+        "--adapter",
+        text(&adapter),
+        "--dtype",
+        "bf16",
+        "--max-shard-bytes",
+        "500000",
+    ];
+    assert_eq!(export(&with).success(), format!("{}\n", out.display()));
+    let store = TensorStore::open(&out).unwrap();
+    assert!(store.iter().all(|view| view.dtype == Dtype::BF16) && store.files().count() > 2);
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors.index.json",
+    ] {
+        assert!(out.join(name).exists(), "{name}");
+    }
+    assert!(
+        std::fs::read_to_string(out.join("config.json"))
+            .unwrap()
+            .contains("\"bfloat16\"")
+    );
+    let (rounded, expect) = (logits(&out, None), logits(&model, Some(&adapter)));
+    let error = difference(&rounded, &expect);
+    assert!(error > 1e-6 && error < 0.3, "{error}");
+    drop(store);
+    std::fs::remove_dir_all(&out).unwrap();
+    export(&["--adapter", text(&adapter)]).success();
+    assert!(difference(&logits(&out, None), &expect) < 1e-4);
+}
+
+/// Each type survives the way out and back to the precision that it has, with tokenizer and template.
+#[test]
+fn cli_export_gguf_comes_back_as_it_left() {
+    let (dir, adapter) = with_adapter(Method::Lora, 1e-3);
+    let model = tiny_model();
+    let expect = logits(&model, Some(&adapter));
+    let largest = expect.iter().map(|v| v.abs()).fold(0.0, f32::max);
+    let mut sizes = Vec::new();
+    for (kind, limit) in [
+        ("f32", 1e-5),
+        ("f16", 1e-3),
+        ("bf16", 2e-2),
+        ("q8_0", 2e-2),
+        ("q4_0", 0.4),
+    ] {
+        let (file, back) = (dir.path().join(kind).with_extension("gguf"), dir.path().join(kind));
+        let args = [
+            "export",
+            "gguf",
+            "--model",
+            text(&model),
+            "--adapter",
+            text(&adapter),
+            "--type",
+            kind,
+        ];
+        assert_eq!(
+            planish(&[&args[..], &["--out", text(&file)]].concat()).success(),
+            format!("{}\n", file.display())
+        );
+        sizes.push(std::fs::metadata(&file).unwrap().len());
+        planish(&["import", text(&file), "--out", text(&back), "--dtype", "f32"]).success();
+        let error = difference(&logits(&back, None), &expect) / largest;
+        assert!(error < limit, "{kind}: {error}");
+        assert_eq!(template(&back), template(&model), "{kind}");
+    }
+    assert!(
+        sizes[0] > sizes[1] && sizes[1] == sizes[2] && sizes[2] > sizes[3] && sizes[3] > sizes[4],
+        "{sizes:?}"
+    );
+}
+
+#[test]
+fn cli_export_gguf_of_a_quantised_base_is_dequantised_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, file, back) = (dir.path().join("q"), dir.path().join("m.gguf"), dir.path().join("back"));
+    write_quantized(&model, 4);
+    planish(&[
+        "export",
+        "gguf",
+        "--model",
+        text(&model),
+        "--type",
+        "f32",
+        "--out",
+        text(&file),
+    ])
+    .success();
+    planish(&["import", text(&file), "--out", text(&back), "--dtype", "f32"]).success();
+    let error = difference(&logits(&back, None), &logits(&model, None));
+    assert!(error < 1e-3, "{error}");
+}
+
+#[test]
+fn cli_export_of_a_broken_shard_leaves_nothing() {
+    let (dir, adapter) = with_adapter(Method::Lora, 1e-3);
+    let model = dir.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ] {
+        std::fs::copy(tiny_model().join(name), model.join(name)).unwrap();
+    }
+    let weights = model.join("model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() - 100]).unwrap();
+    let (folder, file) = (dir.path().join("out"), dir.path().join("out.gguf"));
+    let commands = [
+        (vec!["export", "safetensors"], folder.as_path()),
+        (vec!["export", "gguf"], file.as_path()),
+        (vec!["fuse"], folder.as_path()),
+    ];
+    for (command, out) in commands {
+        let args = ["--model", text(&model), "--adapter", text(&adapter), "--out", text(out)];
+        let ran = planish(&[&command[..], &args].concat());
+        assert_eq!(ran.code, Some(1), "{command:?}");
+        assert!(ran.stderr.contains("model.safetensors"), "{}", ran.stderr);
+        assert!(!out.exists());
+    }
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        2,
+        "something was left behind"
+    );
+}
+
+fn template(dir: &Path) -> Value {
+    let config = std::fs::read(dir.join("tokenizer_config.json")).unwrap();
+    serde_json::from_slice::<Value>(&config).unwrap()["chat_template"].clone()
+}
