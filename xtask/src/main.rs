@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A program: its output is its purpose.
 
+mod bench;
 mod check;
 mod configuration_page;
 mod coreml_check;
@@ -42,6 +43,8 @@ enum Command {
     LinkCheck(link_check::Args),
     /// Judge planish-export's packages with coremltools and the tools beside the checkout
     CoremlCheck(coreml_check::Args),
+    /// Compare planish's speed with what people would use instead, alternately on the same work
+    Bench(bench::Args),
     /// Compare planish with mlx-lm, PEFT and llama.cpp: logits, adapters, GGUF
     Parity(parity::Args),
     /// Kill a run with SIGKILL at random moments, resume it each time, and compare the end bit by bit
@@ -70,6 +73,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::LinkCheck(args) => link_check::run(&args),
         Command::Mlx(command) => mlx::run(&command),
         Command::CoremlCheck(args) => coreml_check::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Parity(args) => parity::run(&args),
         Command::CrashTest(args) => crash_test::run(&args),
     }

@@ -131,11 +131,13 @@ fn relative_difference(found: &[f32], expect: &[f32]) -> Result<f64> {
     Ok(difference / largest)
 }
 
-fn mlx_lm_python() -> Result<PathBuf> {
+/// A Python with mlx-lm.
+pub(crate) fn mlx_lm_python() -> Result<PathBuf> {
     virtual_environment("venv", &MLX_LM)
 }
 
-fn peft_python() -> Result<PathBuf> {
+/// A Python with PyTorch, transformers and PEFT.
+pub(crate) fn peft_python() -> Result<PathBuf> {
     virtual_environment("venv-peft", &PEFT)
 }
 

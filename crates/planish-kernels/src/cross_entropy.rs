@@ -1,41 +1,60 @@
 //! Cross-entropy of a linear head without its logits: a block of tokens at a time, loss and gradient together.
 
-use crate::PackedMatrix;
+use std::cell::RefCell;
+
+use crate::PackedLinear;
 use crate::simd::{exp, multiversion};
 use rayon::prelude::*;
 
 /// Tokens whose logits exist at once: at a vocabulary of 49,152 they take 25 MB, which a third-level cache holds.
 const BLOCK: usize = 128;
 
-/// The output head, packed for both directions.
-#[derive(Debug, Clone, Copy)]
-pub struct Head<'a> {
-    /// `[d, v]`: hidden states to logits.
-    pub forward: &'a PackedMatrix,
-    /// `[v, d]`: gradients of logits to gradients of hidden states.
-    pub backward: &'a PackedMatrix,
+thread_local! {
+    /// Kept from call to call: a fresh buffer would be cleared page by page.
+    static LOGITS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Negative log-likelihood of each target and its gradient with respect to the hidden state.
+/// Negative log-likelihood of each target and, if wanted, its gradient with respect to the hidden state.
 ///
 /// `nll = log Σ eˡ − l[target]`, `d_hidden = headᵀ (softmax(l) − onehot(target))`, `l = head(hidden)` in f32 with products of
 /// bf16 numbers.
 ///
 /// # Shapes
 /// `hidden` and `d_hidden` `[t, d]`, `targets` and `nll` `[t]`; a target is below the head's vocabulary.
-pub fn linear_cross_entropy(head: Head<'_>, hidden: &[f32], targets: &[i32], nll: &mut [f32], d_hidden: &mut [f32]) {
-    let (width, vocabulary) = (head.forward.inner(), head.forward.columns());
-    assert_eq!((head.backward.inner(), head.backward.columns()), (vocabulary, width));
-    assert!(hidden.len() == targets.len() * width && d_hidden.len() == hidden.len() && nll.len() == targets.len());
-    let mut logits = vec![0_f32; BLOCK.min(targets.len()) * vocabulary];
-    let blocks = hidden.chunks(BLOCK * width).zip(d_hidden.chunks_mut(BLOCK * width));
-    for ((hidden, d_hidden), (targets, nll)) in blocks.zip(targets.chunks(BLOCK).zip(nll.chunks_mut(BLOCK))) {
+pub fn linear_cross_entropy(
+    head: &PackedLinear,
+    hidden: &[f32],
+    targets: &[i32],
+    nll: &mut [f32],
+    d_hidden: Option<&mut [f32]>,
+) {
+    let (width, vocabulary) = (head.input_dims(), head.output_dims());
+    assert!(hidden.len() == targets.len() * width && nll.len() == targets.len());
+    assert!(d_hidden.as_ref().is_none_or(|gradient| gradient.len() == hidden.len()));
+    let mut logits = LOGITS.take();
+    logits.resize(logits.len().max(BLOCK.min(targets.len()) * vocabulary), 0.0);
+    let mut gradients = d_hidden.map(|gradient| gradient.chunks_mut(BLOCK * width));
+    let blocks = targets.chunks(BLOCK).zip(nll.chunks_mut(BLOCK));
+    for (hidden, (targets, nll)) in hidden.chunks(BLOCK * width).zip(blocks) {
         let logits = &mut logits[..targets.len() * vocabulary];
         head.forward.multiply(hidden, None, logits);
         let rows = logits.par_chunks_mut(vocabulary).zip(targets).zip(nll);
         rows.for_each(|((row, &target), nll)| *nll = softmax_gradient(row, target as usize));
-        head.backward.multiply(logits, None, d_hidden);
+        if let Some(d_hidden) = gradients.as_mut().and_then(Iterator::next) {
+            head.backward.multiply(logits, None, d_hidden);
+        }
     }
+    LOGITS.set(logits);
+}
+
+/// The same from logits `[t, v]` that exist already, with the gradient with respect to them.
+pub fn softmax_gradients(logits: &[f32], targets: &[i32], vocabulary: usize, gradient: &mut [f32], nll: &mut [f32]) {
+    assert!(logits.len() == targets.len() * vocabulary && gradient.len() == logits.len() && nll.len() == targets.len());
+    let rows = gradient.par_chunks_mut(vocabulary).zip(logits.par_chunks(vocabulary));
+    rows.zip(targets).zip(nll).for_each(|(((row, logits), &target), nll)| {
+        row.copy_from_slice(logits);
+        *nll = softmax_gradient(row, target as usize);
+    });
 }
 
 multiversion! {
@@ -110,21 +129,9 @@ mod tests {
         };
         let (hidden, head) = (exact(tokens * width, 37), exact(vocabulary * width, 53));
         let targets: Vec<i32> = (0..tokens).map(|i| (i * 7 % vocabulary) as i32).collect();
-        let (forward, backward) = (
-            PackedMatrix::transposed(&head, vocabulary, width),
-            PackedMatrix::plain(&head, vocabulary, width),
-        );
+        let packed = PackedLinear::new(&head, vocabulary, width);
         let (mut nll, mut d_hidden) = (vec![0.0; tokens], vec![0.0; tokens * width]);
-        linear_cross_entropy(
-            Head {
-                forward: &forward,
-                backward: &backward,
-            },
-            &hidden,
-            &targets,
-            &mut nll,
-            &mut d_hidden,
-        );
+        linear_cross_entropy(&packed, &hidden, &targets, &mut nll, Some(&mut d_hidden));
         for token in 0..tokens {
             let h = &hidden[token * width..][..width];
             let logits: Vec<f64> = head

@@ -12,9 +12,13 @@ mod cross_entropy;
 mod elementwise;
 mod packed;
 mod simd;
+mod skinny;
+mod threads;
 
 pub use attention::{AttentionShape, Forward, Projections, Rotation, attention, attention_backward};
-pub use cross_entropy::{Head, linear_cross_entropy, softmax_gradient};
+pub use cross_entropy::{linear_cross_entropy, softmax_gradient, softmax_gradients};
 pub use elementwise::{rms_norm, rms_norm_backward, swiglu, swiglu_backward};
-pub use packed::{LowRank, PackedMatrix};
+pub use packed::{LowRank, PackedLinear, PackedMatrix};
 pub use simd::{Level, level};
+pub use skinny::{skinny_product, skinny_transposed_product, transpose};
+pub use threads::on_pool;

@@ -50,6 +50,44 @@ pub struct LowRank<'a> {
     pub rank: usize,
 }
 
+/// What a product is added to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AddTo {
+    /// Nothing: the output holds no numbers yet.
+    Nothing,
+    /// The numbers that the output holds.
+    Sum,
+}
+
+/// The weight of a linear layer `y = x Wᵀ`, packed for both directions.
+#[derive(Debug, Clone)]
+pub struct PackedLinear {
+    /// `[input, output]`: inputs to outputs.
+    pub forward: PackedMatrix,
+    /// `[output, input]`: gradients of outputs to gradients of inputs.
+    pub backward: PackedMatrix,
+}
+
+impl PackedLinear {
+    /// Packs `W` `[output_dims, input_dims]`.
+    pub fn new(weight: &[f32], output_dims: usize, input_dims: usize) -> Self {
+        Self {
+            forward: PackedMatrix::transposed(weight, output_dims, input_dims),
+            backward: PackedMatrix::plain(weight, output_dims, input_dims),
+        }
+    }
+
+    /// Width of the input.
+    pub fn input_dims(&self) -> usize {
+        self.forward.inner
+    }
+
+    /// Width of the output.
+    pub fn output_dims(&self) -> usize {
+        self.forward.columns
+    }
+}
+
 impl PackedMatrix {
     /// Whether products run on bf16 instructions here.
     pub fn is_fast() -> bool {
@@ -80,6 +118,36 @@ impl PackedMatrix {
 
     /// `out = x · M (+ low_rank.left · low_rank.right)`; `x` is `[rows, inner]`, `out` `[rows, columns]`.
     pub fn multiply(&self, x: &[f32], low_rank: Option<LowRank<'_>>, out: &mut [f32]) {
+        self.product(x, low_rank, AddTo::Nothing, out);
+    }
+
+    /// The same, added to what `out` holds.
+    pub fn multiply_add(&self, x: &[f32], low_rank: Option<LowRank<'_>>, out: &mut [f32]) {
+        self.product(x, low_rank, AddTo::Sum, out);
+    }
+
+    /// The numbers inside, `[columns, inner]` row by row: the `W` of [`transposed`](Self::transposed), rounded to bf16.
+    pub fn unpack_transposed(&self) -> Vec<f32> {
+        let half_inner = self.inner.div_ceil(2);
+        let mut weight = vec![0.0; self.columns * self.inner];
+        weight
+            .par_chunks_mut(self.inner)
+            .enumerate()
+            .for_each(|(column, line)| {
+                for (row, value) in line.iter_mut().enumerate() {
+                    let pair = self.pairs[(column / PANEL * half_inner + row / 2) * PANEL + column % PANEL];
+                    *value = bf16::from_bits((pair >> (row % 2 * 16)) as u16).to_f32();
+                }
+            });
+        weight
+    }
+
+    /// Bytes that the matrix takes.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.pairs.as_slice())
+    }
+
+    fn product(&self, x: &[f32], low_rank: Option<LowRank<'_>>, add_to: AddTo, out: &mut [f32]) {
         let rows = x.len() / self.inner;
         assert_eq!(x.len(), rows * self.inner);
         assert_eq!(out.len(), rows * self.columns);
@@ -90,9 +158,9 @@ impl PackedMatrix {
         #[cfg(target_arch = "x86_64")]
         if Self::is_fast() {
             // SAFETY: the processor has the instructions.
-            return unsafe { fast::multiply(self, x, rows, low_rank, out) };
+            return unsafe { fast::multiply(self, x, rows, low_rank, add_to, out) };
         }
-        self.multiply_plainly(x, low_rank, out);
+        self.multiply_plainly(x, low_rank, add_to, out);
     }
 
     fn pack(inner: usize, columns: usize, at: impl Fn(usize, usize) -> f32 + Sync) -> Self {
@@ -115,14 +183,16 @@ impl PackedMatrix {
     }
 
     /// The definition, for processors without the instructions and for tests.
-    fn multiply_plainly(&self, x: &[f32], low_rank: Option<LowRank<'_>>, out: &mut [f32]) {
+    fn multiply_plainly(&self, x: &[f32], low_rank: Option<LowRank<'_>>, add_to: AddTo, out: &mut [f32]) {
         let half_inner = self.inner.div_ceil(2);
         let rows = out
             .par_chunks_mut(self.columns)
             .zip(x.par_chunks(self.inner))
             .enumerate();
         rows.for_each(|(row, (out, x))| {
-            out.fill(0.0);
+            if add_to == AddTo::Nothing {
+                out.fill(0.0);
+            }
             for (k, x) in x.iter().enumerate() {
                 let x = bf16::from_f32(*x).to_f32();
                 for (column, out) in out.iter_mut().enumerate() {
@@ -152,7 +222,7 @@ mod fast {
 
     use rayon::prelude::*;
 
-    use super::{LowRank, PANEL, PackedMatrix, ROWS};
+    use super::{AddTo, LowRank, PANEL, PackedMatrix, ROWS};
 
     /// Bytes of packed rows that a task keeps in its second-level cache beside one panel of the matrix.
     const BLOCK_BYTES: usize = 384 << 10;
@@ -191,6 +261,7 @@ mod fast {
         x: &[f32],
         rows: usize,
         low_rank: Option<LowRank<'_>>,
+        add_to: AddTo,
         out: &mut [f32],
     ) {
         let half_inner = matrix.inner.div_ceil(2);
@@ -239,6 +310,7 @@ mod fast {
                             inner: inner.clone(),
                             first_row: row_panel * ROWS,
                             rows,
+                            adds: start > 0 || add_to == AddTo::Sum,
                         };
                         // SAFETY: tiles of different tasks do not overlap.
                         unsafe { tile(matrix, pairs, &place, low_rank, shared.get()) };
@@ -281,11 +353,13 @@ mod fast {
     struct Place {
         /// Panel of columns.
         panel: usize,
-        /// Pairs of inner rows; a range that does not start at 0 adds to what is there.
+        /// Pairs of inner rows.
         inner: Range<usize>,
         first_row: usize,
         /// Rows of the whole output.
         rows: usize,
+        /// Whether the output holds a part of the sum.
+        adds: bool,
     }
 
     /// Computes up to 12 rows of one panel.
@@ -322,23 +396,12 @@ mod fast {
         // SAFETY: the panel holds half_inner · 32 pairs and `pairs` half_inner · 12; loads and stores of the output are
         // masked to the tile's width and stop at its last row.
         unsafe {
-            let mut left = pairs.as_ptr().add(place.inner.start * ROWS);
-            let mut right = matrix
+            let left = pairs.as_ptr().add(place.inner.start * ROWS);
+            let right = matrix
                 .pairs
                 .as_ptr()
                 .add((place.panel * half_inner + place.inner.start) * PANEL);
-            let mut sums = [[_mm512_setzero_ps(); 2]; R];
-            for _ in place.inner.clone() {
-                let b0: __m512bh = std::mem::transmute(_mm512_loadu_epi32(right.cast()));
-                let b1: __m512bh = std::mem::transmute(_mm512_loadu_epi32(right.add(16).cast()));
-                for (row, sum) in sums.iter_mut().enumerate() {
-                    let a: __m512bh = std::mem::transmute(_mm512_set1_epi32(*left.add(row) as i32));
-                    sum[0] = _mm512_dpbf16_ps(sum[0], a, b0);
-                    sum[1] = _mm512_dpbf16_ps(sum[1], a, b1);
-                }
-                left = left.add(ROWS);
-                right = right.add(PANEL);
-            }
+            let mut sums = accumulate::<R>(left, right, place.inner.len());
             for r in 0..low_rank.map_or(0, |update| update.rank) {
                 let Some(update) = low_rank else { break };
                 let line = update.right.as_ptr().add(r * matrix.columns + column);
@@ -352,7 +415,7 @@ mod fast {
             }
             for (row, sum) in sums.iter_mut().enumerate().take(valid) {
                 let line = out.add((first_row + row) * matrix.columns + column);
-                if place.inner.start > 0 {
+                if place.adds {
                     sum[0] = _mm512_add_ps(sum[0], _mm512_maskz_loadu_ps(low, line));
                     sum[1] = _mm512_add_ps(sum[1], _mm512_maskz_loadu_ps(high, line.wrapping_add(16)));
                 }
@@ -360,6 +423,37 @@ mod fast {
                 _mm512_mask_storeu_ps(line.wrapping_add(16), high, sum[1]);
             }
         }
+    }
+
+    /// The sums of a tile over `steps` pairs of inner rows.
+    ///
+    /// Not inlined: where the sums are indexed by variables later, the compiler would store all of them in every step.
+    ///
+    /// # Safety
+    /// `left` holds `steps · 12` pairs and `right` `steps · 32`.
+    #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl,avx512dq")]
+    #[inline(never)]
+    unsafe fn accumulate<const R: usize>(
+        mut left: *const u32,
+        mut right: *const u32,
+        steps: usize,
+    ) -> [[__m512; 2]; R] {
+        let mut sums = [[_mm512_setzero_ps(); 2]; R];
+        // SAFETY: promised by the caller.
+        unsafe {
+            for _ in 0..steps {
+                let b0: __m512bh = std::mem::transmute(_mm512_loadu_epi32(right.cast()));
+                let b1: __m512bh = std::mem::transmute(_mm512_loadu_epi32(right.add(16).cast()));
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    let a: __m512bh = std::mem::transmute(_mm512_set1_epi32(*left.add(row) as i32));
+                    sum[0] = _mm512_dpbf16_ps(sum[0], a, b0);
+                    sum[1] = _mm512_dpbf16_ps(sum[1], a, b1);
+                }
+                left = left.add(ROWS);
+                right = right.add(PANEL);
+            }
+        }
+        sums
     }
 
     /// Which of 32 columns exist, for two vectors.
@@ -430,8 +524,39 @@ mod tests {
         let packed = PackedMatrix::plain(&m, inner, columns);
         let (mut one, mut other) = (vec![0.0; rows * columns], vec![0.0; rows * columns]);
         packed.multiply(&x, None, &mut one);
-        packed.multiply_plainly(&x, None, &mut other);
+        packed.multiply_plainly(&x, None, AddTo::Nothing, &mut other);
         assert!(one.iter().zip(&other).all(|(a, b)| (a - b).abs() < 1e-4));
+    }
+
+    #[test]
+    fn sums_are_added_to() {
+        let (rows, inner, columns) = (37, 45, 67);
+        let (x, m) = (numbers(rows * inner, 1), numbers(inner * columns, 2));
+        let packed = PackedMatrix::plain(&m, inner, columns);
+        let mut once = vec![0.0; rows * columns];
+        packed.multiply(&x, None, &mut once);
+        let (mut fast, mut plain) = (once.clone(), once.clone());
+        packed.multiply_add(&x, None, &mut fast);
+        packed.multiply_plainly(&x, None, AddTo::Sum, &mut plain);
+        for found in [fast, plain] {
+            assert!(
+                found
+                    .iter()
+                    .zip(&once)
+                    .all(|(twice, once)| (twice - 2.0 * once).abs() < 1e-4)
+            );
+        }
+    }
+
+    #[test]
+    fn unpacking_gives_the_rounded_weight() {
+        let (inner, columns) = (7, 40);
+        let weight = numbers(inner * columns, 5);
+        let rounded: Vec<f32> = weight.iter().map(|&v| bf16::from_f32(v).to_f32()).collect();
+        assert_eq!(
+            PackedMatrix::transposed(&weight, columns, inner).unpack_transposed(),
+            rounded
+        );
     }
 
     #[test]

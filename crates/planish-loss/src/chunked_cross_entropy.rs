@@ -9,6 +9,8 @@ use mlx_rs::{
     transforms::fallible_vjp,
 };
 
+use planish_mlx::host_kernel::{OutputSpec, host_kernel};
+
 use crate::{
     Error, Result,
     cross_entropy::{TokenLoss, TokenLossOptions, scalar, target_logits},
@@ -58,6 +60,46 @@ pub fn chunked_cross_entropy<E>(
 where
     E: From<Error> + std::fmt::Display,
 {
+    chunked(hidden, head, positions, chunk_tokens, &|logits, targets| {
+        logit_loss(logits, targets, options)
+    })
+}
+
+/// [`chunked_cross_entropy`] with logits turned into losses and gradients by one vectorised kernel on the CPU.
+///
+/// Logits must be f32. Smoothing and z-loss are computed by [`chunked_cross_entropy`], to which this falls back.
+///
+/// # Errors
+/// As there, and MLX's own for logits that are not f32.
+pub fn chunked_cross_entropy_native<E>(
+    hidden: &Array,
+    head: &Head<'_, E>,
+    positions: &TrainedPositions,
+    chunk_tokens: usize,
+    options: &TokenLossOptions,
+) -> Result<TokenLoss, E>
+where
+    E: From<Error> + std::fmt::Display,
+{
+    if !options.is_plain() {
+        return chunked_cross_entropy(hidden, head, positions, chunk_tokens, options);
+    }
+    chunked(hidden, head, positions, chunk_tokens, &native_logit_loss)
+}
+
+/// Loss, objective and gradient of each row of logits from logits and targets.
+type LogitLoss<'a> = dyn Fn(&Array, &Array) -> Result<(Array, Array, Array)> + 'a;
+
+fn chunked<E>(
+    hidden: &Array,
+    head: &Head<'_, E>,
+    positions: &TrainedPositions,
+    chunk_tokens: usize,
+    logit_loss: &LogitLoss<'_>,
+) -> Result<TokenLoss, E>
+where
+    E: From<Error> + std::fmt::Display,
+{
     let states = positions.gather(hidden)?; // [t, d]
     let chunk_tokens = chunk_size(chunk_tokens)?;
     let constant_states = stop_gradient(&states).map_err(Error::from)?;
@@ -72,7 +114,7 @@ where
             &positions.targets,
             rows,
             previous,
-            options,
+            logit_loss,
         )?);
     }
     let nll = concatenate(chunks.iter().map(|c| &c.nll))?;
@@ -201,7 +243,7 @@ fn chunk_loss<E>(
     targets: &Array,
     rows: std::ops::Range<i32>,
     previous: Option<&Chunk>,
-    options: &TokenLossOptions,
+    logit_loss: &LogitLoss<'_>,
 ) -> Result<Chunk, E>
 where
     E: From<Error> + std::fmt::Display,
@@ -219,7 +261,7 @@ where
     }
     let targets = take_axis(targets, &rows, 0).map_err(Error::from)?; // [c]
     let logits = head(&states)?; // [c, v]
-    let (nll, objective, logit_gradient) = logit_loss(&logits, &targets, options)?;
+    let (nll, objective, logit_gradient) = logit_loss(&logits, &targets)?;
     let gradient = through_head(head, &states, logit_gradient)?;
     Ok(Chunk {
         nll,
@@ -236,6 +278,27 @@ fn logit_loss(logits: &Array, targets: &Array, options: &TokenLossOptions) -> Re
     let objective = options.objective(&nll, &log_z, || Ok(exact.mean_axis(-1, false)?))?;
     let gradient = logit_gradient(&exact, &log_z, targets, options)?.as_dtype(logits.dtype())?;
     Ok((nll, objective, gradient))
+}
+
+/// The plain loss by a kernel of our own.
+fn native_logit_loss(logits: &Array, targets: &Array) -> Result<(Array, Array, Array)> {
+    let vocabulary = logits.dim(-1) as usize;
+    let specs = [OutputSpec::f32(logits.shape()), OutputSpec::f32(targets.shape())];
+    let inputs = [logits.clone(), targets.clone()];
+    let mut outputs = host_kernel("softmax_gradient", &inputs, &specs, move |inputs, outputs| {
+        let [gradient, nll] = outputs else { return };
+        planish_kernels::on_pool(|| {
+            planish_kernels::softmax_gradients(
+                inputs[0].f32(),
+                inputs[1].i32(),
+                vocabulary,
+                gradient.f32_mut(),
+                nll.f32_mut(),
+            );
+        });
+    })?;
+    let nll = outputs.swap_remove(1);
+    Ok((nll.clone(), nll, outputs.swap_remove(0)))
 }
 
 /// `(1 + 2z·log Z)·p − (1 − ε)·onehot − ε/v`; the target's own entry is written last, so that `p − 1` keeps its relative
@@ -279,7 +342,7 @@ where
 }
 
 /// `objective` with the given gradient with respect to `states`: adds `Σ_d g·h − stop(Σ_d g·h)`, which is zero.
-fn with_gradient(objective: &Array, gradient: &Array, states: &Array) -> Result<Array> {
+pub(crate) fn with_gradient(objective: &Array, gradient: &Array, states: &Array) -> Result<Array> {
     let carrier = gradient
         .as_dtype(Dtype::Float32)?
         .multiply(states.as_dtype(Dtype::Float32)?)?

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`cross_entropy()`] | next-token cross-entropy from logits |
 //! | [`chunked_cross_entropy()`] | the same from hidden states, without ever holding all logits |
+//! | [`packed_cross_entropy()`] | the same through a head packed in bf16, in one CPU kernel |
 //! | [`distrust`] | weights for examples from authority and provenance (pure f64 host code) |
 //! | [`dpo`] | direct preference optimisation |
 //! | [`orpo`] | odds-ratio preference optimisation |
@@ -21,7 +22,9 @@ pub mod cross_entropy;
 pub mod distrust;
 pub mod dpo;
 pub mod orpo;
+pub mod packed_cross_entropy;
 
-pub use chunked_cross_entropy::{Head, TrainedPositions, chunked_cross_entropy};
+pub use chunked_cross_entropy::{Head, TrainedPositions, chunked_cross_entropy, chunked_cross_entropy_native};
 pub use cross_entropy::{TokenLoss, TokenLossOptions, cross_entropy, weighted_sum};
 pub use error::{Error, Result};
+pub use packed_cross_entropy::{packed_cross_entropy, packed_token_nll};

@@ -29,6 +29,10 @@ struct State {
   void* pointer;
   planish_run run;
   planish_drop drop;
+  State(void* pointer, planish_run run, planish_drop drop) : pointer(pointer), run(run), drop(drop) {}
+  // A copy would free what the original refers to.
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
   ~State() {
     drop(pointer);
   }
@@ -85,7 +89,7 @@ extern "C" int planish_host_kernel(
     const size_t* ndims,
     const mlx_dtype* dtypes,
     size_t n_outputs) {
-  auto state = std::make_shared<State>(State{pointer, run, drop});
+  std::shared_ptr<State> state(new State{pointer, run, drop});
   try {
     auto stream = mx::default_stream(mx::Device(mx::Device::cpu));
     std::vector<mx::array> contiguous;

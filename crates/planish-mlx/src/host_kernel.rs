@@ -242,6 +242,30 @@ mod tests {
     }
 
     #[test]
+    fn what_a_kernel_captures_lives_until_it_ran_and_is_freed_once() {
+        let factor = std::sync::Arc::new(3_f32);
+        let captured = factor.clone();
+        let x = Array::from_slice(&[1_f32, 2.0], &[2]);
+        let outputs = host_kernel("scale", &[x], &[OutputSpec::f32(&[2])], move |inputs, outputs| {
+            for (y, x) in outputs[0].f32_mut().iter_mut().zip(inputs[0].f32()) {
+                *y = *captured * x;
+            }
+        })
+        .unwrap();
+        assert_eq!(std::sync::Arc::strong_count(&factor), 2);
+        assert_eq!(outputs[0].as_slice::<f32>(), &[3.0, 6.0]);
+        drop(outputs);
+        // The stream may still hold its task for a moment.
+        for _ in 0..1000 {
+            if std::sync::Arc::strong_count(&factor) == 1 {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        panic!("{} owners are left", std::sync::Arc::strong_count(&factor));
+    }
+
+    #[test]
     fn several_outputs_of_different_shapes() {
         let x = Array::from_slice(&[1_f32, 2.0, 3.0, 4.0], &[2, 2]);
         let specs = [OutputSpec::f32(&[2]), OutputSpec::f32(&[])];

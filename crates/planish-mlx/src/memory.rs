@@ -13,6 +13,36 @@ pub struct MemoryUsage {
     pub peak_bytes: usize,
 }
 
+/// Tells the system's allocator to keep what is freed, and returns whether it did.
+///
+/// MLX takes the memory of CPU arrays from `malloc`, which gives large blocks back to the system at once; the next
+/// operation gets them again page by page, cleared. Training frees and takes the same sizes all the time. To be called once,
+/// before the first array. Only glibc can be told; elsewhere nothing happens.
+pub fn keep_freed_memory() -> bool {
+    keep_freed()
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code)]
+fn keep_freed() -> bool {
+    /// Blocks below this size come from the heap, which is kept.
+    const LARGEST_HEAP_BLOCK: libc::c_int = 1 << 30;
+    // SAFETY: mallopt changes settings of the allocator under its own lock.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_HEAP_BLOCK) == 1
+            && libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX) == 1
+            // MLX allocates on one thread and works on another; arenas of other threads cannot hold large blocks.
+            && libc::mallopt(libc::M_ARENA_MAX, 1) == 1
+            // Grow in steps, not block by block.
+            && libc::mallopt(libc::M_TOP_PAD, 64 << 20) == 1
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn keep_freed() -> bool {
+    false
+}
+
 /// Reads the counters.
 ///
 /// # Errors
