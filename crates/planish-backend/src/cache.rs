@@ -6,7 +6,7 @@ use planish_core::{fs, hash};
 use serde::{Deserialize, Serialize};
 
 use crate::report::{ProbeReport, SCHEMA};
-use crate::{Backend, Error, Result};
+use crate::{Backend, Error, Machine, Result, files};
 
 /// Everything that a verdict depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,10 +17,14 @@ pub struct CacheKey {
     pub schema: u32,
     /// Size and time of change of the executable.
     pub executable: String,
+    /// The same of MLX's library and of its compiled kernels.
+    pub mlx_files: Vec<String>,
     /// Version of the MLX library.
     pub mlx_version: String,
     /// Version and build of the system.
     pub system: String,
+    /// Processor, GPUs and their driver, as the system names them.
+    pub devices: Vec<String>,
     /// Environment variables that MLX and its libraries read, with their values.
     pub environment: Vec<(String, String)>,
 }
@@ -30,25 +34,21 @@ impl CacheKey {
     ///
     /// # Errors
     /// [`Error::Io`] when the executable cannot be looked at.
-    pub fn of(backend: Backend, executable: &Path) -> Result<Self> {
-        let io = |source| Error::Io {
-            path: executable.to_owned(),
-            action: "look at",
-            source,
-        };
-        let meta = std::fs::metadata(executable).map_err(io)?;
-        let changed = meta
-            .modified()
-            .ok()
-            .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+    pub fn of(backend: Backend, executable: &Path, machine: &Machine) -> Result<Self> {
+        let library = planish_mlx::library::path();
+        let metallib = library.as_deref().and_then(files::metallib_of);
+        let mlx_files: Result<Vec<String>> = library.iter().chain(&metallib).map(|path| state_of(path)).collect();
         let mut environment: Vec<(String, String)> = std::env::vars().filter(|(name, _)| is_relevant(name)).collect();
         environment.sort();
+        let named = [&machine.processor, &machine.nvidia_driver].into_iter().flatten();
         Ok(Self {
             backend,
             schema: SCHEMA,
-            executable: format!("{} {}", meta.len(), changed.map_or(0, |t| t.as_nanos())),
+            executable: state_of(executable)?,
+            mlx_files: mlx_files?,
             mlx_version: planish_mlx::version()?,
-            system: system(),
+            system: format!("{} {}", std::env::consts::OS, machine.system),
+            devices: named.chain(&machine.nvidia).cloned().collect(),
             environment,
         })
     }
@@ -103,6 +103,23 @@ impl VerdictCache {
     }
 }
 
+/// Size and time of change.
+fn state_of(path: &Path) -> Result<String> {
+    let meta = std::fs::metadata(path).map_err(|source| Error::Io {
+        path: path.to_owned(),
+        action: "look at",
+        source,
+    })?;
+    let changed = meta.modified().ok();
+    let changed = changed.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    Ok(format!(
+        "{} {} {}",
+        path.display(),
+        meta.len(),
+        changed.map_or(0, |time| time.as_nanos())
+    ))
+}
+
 fn is_relevant(name: &str) -> bool {
     [
         "MLX_",
@@ -118,14 +135,6 @@ fn is_relevant(name: &str) -> bool {
     .any(|prefix| name.starts_with(prefix))
 }
 
-/// What identifies the system: its build on macOS, the kernel elsewhere.
-fn system() -> String {
-    let plist = std::fs::read_to_string("/System/Library/CoreServices/SystemVersion.plist");
-    let kernel = || std::fs::read_to_string("/proc/sys/kernel/osrelease");
-    let text = plist.or_else(|_| kernel()).unwrap_or_default();
-    format!("{} {}", std::env::consts::OS, hash::sha256_hex(text.as_bytes()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,8 +146,10 @@ mod tests {
             backend: Backend::Metal,
             schema: SCHEMA,
             executable: executable.into(),
+            mlx_files: Vec::new(),
             mlx_version: "0.32.2".into(),
             system: "test".into(),
+            devices: Vec::new(),
             environment: Vec::new(),
         }
     }

@@ -3,9 +3,12 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use metal_check::predict::Prediction;
 use serde_json::json;
 
+use crate::files::MlxFiles;
 use crate::report::{Backend, Check, DeviceReport};
 use crate::stages::{self, Sink};
 use crate::{Error, Result};
@@ -26,6 +29,7 @@ pub fn child_main(arguments: &[String]) -> Result<()> {
     let backend: Backend = backend.parse().map_err(|_| Error::Usage)?;
     let seed: u64 = seed.parse().map_err(|_| Error::Usage)?;
     let path = PathBuf::from(path);
+    die_with_parent();
     let file = File::create(&path).map_err(|source| Error::Io {
         path: path.clone(),
         action: "create",
@@ -37,6 +41,18 @@ pub fn child_main(arguments: &[String]) -> Result<()> {
         lines.write(json!({"event": "error", "message": error.to_string()}))?;
     }
     lines.write(json!({"event": "done"}))
+}
+
+/// Ends this process when the one that started it has ended: a device may hold it for ever, and it must not be left behind.
+pub fn die_with_parent() {
+    #[cfg(unix)]
+    std::thread::spawn(|| {
+        let parent = rustix::process::getppid();
+        while rustix::process::getppid() == parent {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        std::process::exit(1);
+    });
 }
 
 struct Lines {
@@ -72,7 +88,15 @@ impl Sink for Lines {
         self.write(json!({"event": "check", "check": check}))
     }
 
-    fn speed(&mut self, gflops: f64) -> Result<()> {
-        self.write(json!({"event": "speed", "gflops": gflops}))
+    fn files(&mut self, files: &MlxFiles) -> Result<()> {
+        self.write(json!({"event": "files", "files": files}))
+    }
+
+    fn predicted(&mut self, prediction: &Prediction) -> Result<()> {
+        self.write(json!({"event": "predicted", "code": prediction.code, "detail": prediction.detail}))
+    }
+
+    fn speed(&mut self, gflops: f64, cpu_gflops: f64) -> Result<()> {
+        self.write(json!({"event": "speed", "gflops": gflops, "cpu_gflops": cpu_gflops}))
     }
 }

@@ -93,8 +93,14 @@ impl Choice {
     pub fn fail_over(&self) -> Option<String> {
         let given_up = self.rejected.iter().find(|r| r.verdict != Verdict::NoDevice)?;
         Some(format!(
-            "backend: {} — {} not used: {} (details: planish doctor)",
-            self.backend, given_up.backend, given_up.reason
+            "backend: {} — {} not used: {} (details: planish doctor; full check: {})",
+            self.backend,
+            given_up.backend,
+            given_up.reason,
+            match given_up.backend {
+                Backend::Metal => "cargo xtask metal-check",
+                _ => "planish doctor --deep",
+            }
         ))
     }
 }

@@ -7,7 +7,9 @@ use crate::Backend;
 #[non_exhaustive]
 pub enum Error {
     /// The asked-for device cannot be used.
-    #[error("backend {requested} cannot be used: {reason}; use --backend cpu, or see `planish doctor`")]
+    #[error(
+        "backend {requested} cannot be used: {reason}\nuse --backend cpu or auto, or see `planish doctor` for what is missing"
+    )]
     Unusable {
         /// The device that was asked for.
         requested: Backend,

@@ -41,7 +41,7 @@ pub fn set_limits(budget: &MemoryBudget) -> Result<()> {
 }
 
 /// The machine's memory, where the system tells it.
-pub(crate) fn machine_memory_bytes() -> Option<u64> {
+pub fn machine_memory_bytes() -> Option<u64> {
     if let Ok(text) = std::fs::read_to_string("/proc/meminfo") {
         let kilobytes: u64 = text
             .lines()

@@ -5,8 +5,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::MlxFiles;
+
 /// Version of the layout.
-pub(crate) const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 2;
+/// Code for a device that this build of MLX has no kernels for.
+pub(crate) const NOT_BUILT: &str = "NOT_BUILT";
 
 /// Where MLX computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -75,6 +79,8 @@ pub enum Verdict {
     NoDevice,
     /// Memory could not be had.
     Oom,
+    /// Its files show that they cannot load on this system.
+    Unloadable,
     /// The probe process died.
     Crashed,
     /// The probe process gave no answer in time.
@@ -97,6 +103,7 @@ impl Verdict {
             Self::WrongResults => "wrong_results",
             Self::NoDevice => "no_device",
             Self::Oom => "oom",
+            Self::Unloadable => "unloadable",
             Self::Crashed => "crashed",
             Self::Hung => "hung",
             Self::NoReport => "no_report",
@@ -130,10 +137,19 @@ pub struct ProbeReport {
     pub seed: u64,
     /// The device, as far as it was identified.
     pub device: DeviceReport,
+    /// The MLX that computed.
+    #[serde(default)]
+    pub files: MlxFiles,
     /// Every check, in order.
     pub checks: Vec<Check>,
     /// Speed of an f32 product of two 2048 × 2048 matrices, in 10⁹ operations a second.
     pub gflops: Option<f64>,
+    /// The same on the processor, measured beside it.
+    #[serde(default)]
+    pub cpu_gflops: Option<f64>,
+    /// What went wrong, in words, where the code alone says too little.
+    #[serde(default)]
+    pub detail: Option<String>,
     /// How the probe process ended.
     pub child: ChildEnd,
     /// Whether the verdict was remembered and not measured now.
@@ -148,13 +164,45 @@ impl ProbeReport {
         }
         let failed = self.checks.iter().find(|check| check.status == CheckStatus::Fail);
         let place = failed.map_or(self.stage.as_str(), |check| check.id.as_str());
-        let place = if place.is_empty() {
-            String::new()
-        } else {
-            format!(" in {place}")
-        };
-        let remembered = if self.cached { " (remembered)" } else { "" };
-        format!("{} ({}){place}{remembered}", self.code, self.verdict.name())
+        let mut reason = self.code.clone();
+        if !place.is_empty() && self.verdict != Verdict::NoDevice {
+            reason.push_str(&format!(" in {place}"));
+        }
+        if let Some(detail) = &self.detail {
+            reason.push_str(&format!(": {detail}"));
+        }
+        if self.cached {
+            reason.push_str(" (remembered)");
+        }
+        reason
+    }
+
+    /// What can be done about it today; `None` when nothing has to be.
+    pub fn remedy(&self) -> Option<&'static str> {
+        if self.verdict.is_usable() {
+            return None;
+        }
+        if self.code == NOT_BUILT {
+            // Where there is no such device either, nothing is missing.
+            return (self.verdict != Verdict::NoDevice).then_some(match self.backend {
+                Backend::Cuda => "cargo install --path crates/planish-cli --features cuda",
+                _ => "cargo install --path crates/planish-cli",
+            });
+        }
+        match (self.backend, self.code.as_str()) {
+            // There is nothing to mend on a machine without such a device.
+            (Backend::Cuda, "DEVICE_NONE") if self.stage.is_empty() => return None,
+            (Backend::Cuda, "DEVICE_NONE") => {
+                return Some("check that `nvidia-smi` lists the GPU, and that CUDA_VISIBLE_DEVICES does not hide it");
+            }
+            (_, "HUNG" | "NO_REPORT" | "CRASHED") => {
+                return Some(
+                    "planish doctor --no-probe-cache (a longer limit: PLANISH_PROBE_SECONDS=300); meanwhile --backend cpu",
+                );
+            }
+            _ => {}
+        }
+        metal_check::catalogue::entry(&self.code).map(|entry| entry.remedy.as_str())
     }
 }
 

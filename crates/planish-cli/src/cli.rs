@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{adapter, completions, data, eval, export, fuse, generate, import, logits, pull, train};
+use crate::commands::{
+    adapter, completions, data, doctor, eval, export, fuse, generate, import, logits, probe, pull, train,
+};
 
 /// Fine-tune language models with Apple's MLX
 #[derive(Parser)]
@@ -10,10 +12,14 @@ use crate::commands::{adapter, completions, data, eval, export, fuse, generate, 
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+    /// Check the device again instead of trusting the remembered verdict
+    #[arg(long, global = true)]
+    pub(crate) no_probe_cache: bool,
 }
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    Doctor(doctor::Args),
     Pull(pull::Args),
     Import(import::Args),
     Train(train::Args),
@@ -25,4 +31,8 @@ pub(crate) enum Command {
     Adapter(adapter::Args),
     Data(data::Args),
     Completions(completions::Args),
+    #[command(name = planish_backend::PROBE_COMMAND, hide = true)]
+    Probe(probe::Args),
+    #[command(name = doctor::STEP_COMMAND, hide = true)]
+    Step(doctor::StepArgs),
 }

@@ -3,6 +3,7 @@
 pub(crate) mod adapter;
 pub(crate) mod completions;
 pub(crate) mod data;
+pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod export;
 mod export_coreml;
@@ -12,6 +13,7 @@ pub(crate) mod fuse;
 pub(crate) mod generate;
 pub(crate) mod import;
 pub(crate) mod logits;
+pub(crate) mod probe;
 pub(crate) mod pull;
 pub(crate) mod train;
 
@@ -19,6 +21,7 @@ use crate::cli::Command;
 
 pub(crate) fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Doctor(args) => doctor::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Train(args) => train::run(&args),
@@ -30,5 +33,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         Command::Adapter(args) => adapter::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Completions(args) => completions::run(&args),
+        Command::Probe(args) => probe::run(&args),
+        Command::Step(args) => doctor::run_step(&args),
     }
 }

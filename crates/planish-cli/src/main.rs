@@ -5,6 +5,7 @@
 mod cli;
 mod commands;
 mod data;
+mod device;
 mod failure;
 mod fused_logits;
 mod model;
@@ -17,6 +18,9 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
+    if cli.no_probe_cache {
+        device::ignore_remembered_verdicts();
+    }
     match commands::run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(&error),

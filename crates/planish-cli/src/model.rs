@@ -6,8 +6,9 @@ use anyhow::{Context, Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use planish_checkpoint::adapter::{Adapter, BaseModel, Method, ReadOptions};
 use planish_core::run_config::{BackendDevice, Setting};
-use planish_mlx::device::{self, DeviceKind};
 use planish_nn::{LoadOptions, Model};
+
+pub(crate) use crate::device::{DeviceInUse, select_device};
 
 /// Which model runs where.
 #[derive(clap::Args)]
@@ -23,24 +24,6 @@ pub(crate) struct ModelArgs {
     backend: BackendDevice,
 }
 
-/// The device that everything runs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DeviceInUse {
-    Cpu,
-    Metal,
-    Cuda,
-}
-
-impl DeviceInUse {
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::Metal => "metal",
-            Self::Cuda => "cuda",
-        }
-    }
-}
-
 impl ModelArgs {
     /// Chooses the device, loads the model and lays the adapter over it.
     pub(crate) fn load(&self) -> Result<Model> {
@@ -51,29 +34,6 @@ impl ModelArgs {
         }
         Ok(model)
     }
-}
-
-/// Makes a device the one that everything runs on.
-pub(crate) fn select_device(wanted: BackendDevice) -> Result<DeviceInUse> {
-    let n_gpus = device::count(DeviceKind::Gpu)?;
-    let gpu = if cfg!(target_os = "macos") {
-        DeviceInUse::Metal
-    } else {
-        DeviceInUse::Cuda
-    };
-    let chosen = match wanted {
-        BackendDevice::Cpu => DeviceInUse::Cpu,
-        BackendDevice::Auto if n_gpus == 0 => DeviceInUse::Cpu,
-        BackendDevice::Auto => gpu,
-        wanted if n_gpus > 0 && wanted.word() == gpu.word() => gpu,
-        _ => bail!("no {wanted} device here: MLX counts {n_gpus} usable GPUs\nuse --backend cpu or auto"),
-    };
-    device::set_default(if chosen == DeviceInUse::Cpu {
-        DeviceKind::Cpu
-    } else {
-        DeviceKind::Gpu
-    })?;
-    Ok(chosen)
 }
 
 fn attach(model: &mut Model, model_dir: &Path, adapter_dir: &Path) -> Result<()> {

@@ -53,7 +53,10 @@ fn a_missing_gpu_is_reported_as_such() {
             ..ChildEnd::default()
         },
     );
-    assert_eq!((report.verdict, report.code.as_str()), (Verdict::NoDevice, "NO_DEVICE"));
+    assert_eq!(
+        (report.verdict, report.code.as_str()),
+        (Verdict::NoDevice, "DEVICE_NONE")
+    );
 }
 
 #[test]

@@ -4,6 +4,8 @@
 
 mod adapters;
 mod basics;
+mod device;
+mod doctor;
 mod failures;
 mod leaving;
 mod model_commands;
