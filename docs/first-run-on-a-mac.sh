@@ -26,8 +26,10 @@ step() {
 git rev-parse HEAD >"$out/commit.txt" 2>&1
 step preflight cargo xtask metal-check --preflight
 step metal-check cargo xtask metal-check --out "$out/metal-check"
-step doctor cargo run --release -p planish-cli -- doctor --json
-cp "$out/doctor.log" "$out/doctor.json"
+step build cargo build --release -p planish-cli
+step doctor target/release/planish doctor --deep --no-probe-cache
+step doctor-json target/release/planish doctor --deep --json
+cp "$out/doctor-json.log" "$out/doctor.json"
 step tests cargo test --release -p planish-mlx -p planish-backend
 
 # Reports and logs only: builds are large and of no use elsewhere.
