@@ -37,7 +37,7 @@ def make(job):
     trained = []
     for name, value in tree_flatten(model.trainable_parameters()):
         if name.endswith(".lora_b"):
-            value = 0.02 * mx.random.normal(value.shape)
+            value = 0.05 * mx.random.normal(value.shape)
         elif name.endswith(".m"):
             value = value * (1 + 0.05 * mx.random.normal(value.shape))
         trained.append((name, value))

@@ -39,7 +39,7 @@ def make(job):
     model = get_peft_model(base(job["model"]), config)
     for name, value in model.named_parameters():
         if ".lora_B." in name:
-            value.copy_(0.02 * torch.randn_like(value))
+            value.copy_(0.05 * torch.randn_like(value))
         elif "lora_magnitude_vector" in name:
             value.mul_(1 + 0.05 * torch.randn_like(value))
     model.save_pretrained(job["out"])

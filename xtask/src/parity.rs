@@ -106,8 +106,8 @@ fn pull_smollm2(planish: &Path) -> Result<PathBuf> {
 
 /// `[tokens, vocab_size]`, row after row.
 fn planish_logits(planish: &Path, model: &Path, adapter: Option<&Path>, tokens: &[u32]) -> Result<Vec<f32>> {
-    let file = work_folder().join("planish.safetensors");
-    std::fs::create_dir_all(work_folder())?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("logits.safetensors");
     let tokens = tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let mut command = Command::new(planish);
     command.args(["logits", "--backend", "cpu", "--tokens", &tokens]);
