@@ -195,7 +195,8 @@ def images():
 
 def logs():
     for log in sorted((CRATES / "metal-check/fixtures/logs").glob("*.txt")):
-        if log.stat().st_size < 1000:
+        # Small ones, and none with a path of somebody's machine in it.
+        if log.stat().st_size < 1000 and b"/Users/" not in log.read_bytes():
             save("classify", log.stem, log.read_bytes())
 
 
