@@ -18,7 +18,7 @@ use planish_data::{ChatTemplate, DataOptions, Splits, TemplateOptions, Tokenizer
 use planish_hub::{Dtype, package};
 use planish_nn::generate::{GenerateOptions, generate};
 use planish_nn::{LoadOptions, Model, Sampling};
-use planish_train::{Length, SftOptions, recipes::sft::Sft};
+use planish_train::{Length, TrainOptions, Trainer};
 use serde_json::{Value, json};
 
 use progress::Progress;
@@ -52,16 +52,16 @@ fn main() -> Result<()> {
     println!("{}\n  before: {}", exam.questions[0], chat.answer(&exam.questions[0])?);
 
     // Low-rank adapters on every linear layer; the model's own weights stay as they are.
-    let options = SftOptions {
+    let options = TrainOptions {
         length: Length::Steps(96),
         batch_size: 4,
         learning_rate: 5e-4,
         report_every: 1,
-        ..SftOptions::default()
+        ..TrainOptions::default()
     };
     let out = fresh_folder(OUT)?;
     let mut progress = Progress::new();
-    Sft::new(options, &splits.train.data, out)
+    Trainer::new(options, &splits.train.data, out)
         .valid(&valid.data)
         .run(&mut chat.model, &mut progress)?;
 

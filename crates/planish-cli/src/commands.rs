@@ -15,6 +15,7 @@ pub(crate) mod import;
 pub(crate) mod logits;
 pub(crate) mod probe;
 pub(crate) mod pull;
+pub(crate) mod report;
 pub(crate) mod train;
 
 use crate::cli::Command;
@@ -32,6 +33,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         Command::Export(args) => export::run(&args),
         Command::Adapter(args) => adapter::run(&args),
         Command::Data(args) => data::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Step(args) => doctor::run_step(&args),

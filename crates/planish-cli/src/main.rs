@@ -10,6 +10,7 @@ mod failure;
 mod fused_logits;
 mod model;
 mod output;
+mod report;
 mod train_view;
 
 use std::process::ExitCode;

@@ -47,6 +47,9 @@ impl TrainView {
             "train   {what}: {} of {} numbers ({share:.2} %)",
             plan.trainable, plan.total
         ));
+        for line in targets(plan) {
+            self.say(&line);
+        }
         let data = &plan.data;
         let shapes: Vec<String> = data.shapes.iter().map(|s| format!("{}x{}", s.rows, s.length)).collect();
         self.say(&format!(
@@ -112,8 +115,10 @@ impl TrainView {
         let mark = if eval.best { " (best)" } else { "" };
         self.validation = format!(" · val {:.3}{mark}", eval.loss);
         self.say(&format!(
-            "step {}  validation loss {:.4}  perplexity {:.3} ± {:.3}{mark}",
-            eval.position.step, eval.loss, eval.perplexity, eval.perplexity_se
+            "step {}  validation loss {:.4}{}{mark}",
+            eval.position.step,
+            eval.loss,
+            quality(eval)
         ));
     }
 
@@ -149,6 +154,54 @@ impl Observer for TrainView {
             _ => {}
         }
     }
+}
+
+/// The adapted modules, those of one name and one kind together.
+fn targets(plan: &RunPlan) -> Vec<String> {
+    let mut kinds: Vec<(&str, usize, f64, usize)> = Vec::new();
+    for (path, &(rank, scale)) in plan.modules.iter().zip(&plan.own_rank_and_scale) {
+        // The name inside its block: `self_attn.q_proj`.
+        let name = path
+            .rsplitn(3, '.')
+            .nth(2)
+            .map_or(path.as_str(), |before| &path[before.len() + 1..]);
+        match kinds
+            .iter_mut()
+            .find(|kind| (kind.0, kind.1, kind.2) == (name, rank, scale))
+        {
+            Some(kind) => kind.3 += 1,
+            None => kinds.push((name, rank, scale, 1)),
+        }
+    }
+    let is_uniform = kinds
+        .windows(2)
+        .all(|pair| (pair[0].1, pair[0].2) == (pair[1].1, pair[1].2));
+    if is_uniform {
+        let names: Vec<String> = kinds
+            .iter()
+            .map(|(name, .., count)| format!("{name} ×{count}"))
+            .collect();
+        return if names.is_empty() {
+            Vec::new()
+        } else {
+            vec![format!("modules {}", names.join(", "))]
+        };
+    }
+    let line = |(name, rank, scale, count): &(&str, usize, f64, usize)| {
+        format!("module  {name} ×{count}: rank {rank}, scale {scale}")
+    };
+    kinds.iter().map(line).collect()
+}
+
+/// Perplexity of tokens, or margin and accuracy of pairs.
+fn quality(eval: &EvalReport) -> String {
+    let perplexity = eval.perplexity.zip(eval.perplexity_se);
+    let perplexity = perplexity.map(|(perplexity, se)| format!("  perplexity {perplexity:.3} ± {se:.3}"));
+    let pairs = eval.preference.map(|pairs| {
+        let percent = 100.0 * pairs.accuracy;
+        format!("  margin {:.4}  {percent:.0} % of the pairs right", pairs.margin)
+    });
+    perplexity.or(pairs).unwrap_or_default()
 }
 
 fn training_bar(plan: &RunPlan) -> ProgressBar {

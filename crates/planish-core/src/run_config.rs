@@ -134,6 +134,34 @@ settings! {
         overlong: Option<Overlong> = None,
         /// Roles whose messages are trained.
         train_roles: Vec<String> = vec!["assistant".into()],
+        /// Train only the last assistant turn of a conversation.
+        last_turn_only: bool = false,
+        /// Train every token of a conversation after the first, prompts and markup included.
+        train_prompt: bool = false,
+        /// Only with `train.compat = "mlx-lm"`: its `--mask-prompt`, which trains the last message alone.
+        mask_prompt: bool = false,
+        /// What happens where a template rewrites history, so that a turn cannot be found in the whole conversation.
+        on_prefix_violation: OnPrefixViolation = OnPrefixViolation::Error,
+        /// What happens to faulty rows.
+        errors: OnRowError = OnRowError::Stop,
+        /// What happens to a row without `auth_weight` and `prov_entropy` in a file that has them.
+        missing: MissingProvenance = MissingProvenance::Error,
+        /// Allow entropies of different scales (`scoring`) in one file.
+        allow_mixed_scoring: bool = false,
+        /// Refuse rows that are in two splits, instead of a warning.
+        strict: bool = false,
+        /// Jinja file that takes the place of the model's own chat template.
+        chat_template: Option<PathBuf> = None,
+        /// Keywords for the chat template, as `name=value`, such as `enable_thinking=false`.
+        template_kwargs: Vec<String> = Vec::new(),
+        /// Name of the field with a plain text.
+        text_feature: String = "text".into(),
+        /// Name of the field with a prompt.
+        prompt_feature: String = "prompt".into(),
+        /// Name of the field with a completion.
+        completion_feature: String = "completion".into(),
+        /// Name of the field with the messages of a conversation.
+        chat_feature: String = "messages".into(),
     }
 
     /// The trainable low-rank update.
@@ -146,6 +174,16 @@ settings! {
         alpha: Option<f64> = Some(16.0),
         /// Strength of the update: the factor itself. Giving it unsets `lora.alpha`; both in one place are an error.
         scale: Option<f64> = None,
+        /// Divide `alpha` by the root of the rank instead of the rank (rsLoRA): large ranks keep their strength.
+        rank_stabilized: bool = false,
+        /// Where the update starts.
+        init: LoraInit = LoraInit::Zero,
+        /// Ranks of single modules, as `pattern=rank`, such as `q_proj=16`.
+        ranks: Vec<String> = Vec::new(),
+        /// Alphas of single modules, as `pattern=alpha`.
+        alphas: Vec<String> = Vec::new(),
+        /// Folder of an adapter to go on from; its rank, scale and modules must be those asked for here.
+        start: Option<PathBuf> = None,
         /// Share of the update's inputs that are zeroed at random while training, from 0 to below 1.
         dropout: f64 = 0.0,
         /// Which linear layers are adapted: names (`q_proj`), patterns (`model.layers.*.mlp.*`) or `all-linear`.
@@ -172,6 +210,8 @@ settings! {
         seed: u64 = 0,
         /// Updates between two evaluations. Unset: only before the first update and after the last.
         eval_every: Option<usize> = None,
+        /// Batches of an evaluation, always the same ones. Unset: the whole validation set.
+        val_batches: Option<usize> = None,
         /// End with the adapter of the best evaluation instead of the last one.
         save_best: bool = true,
         /// Evaluations without a better loss after which the run ends; 0 = never.
@@ -180,6 +220,12 @@ settings! {
         min_delta: f64 = 0.0,
         /// Compute activations again in the backward pass instead of keeping them: less memory, more time.
         checkpointing: bool = false,
+        /// Before the first update, run one at the largest shape and refuse settings that do not fit in memory.
+        preflight: bool = true,
+        /// Train with the arithmetic, the batches and the defaults of another program (`--compat`).
+        compat: Compat = Compat::None,
+        /// Only with `compat`: JSON file with the indices of batches in the order of training.
+        batch_order: Option<PathBuf> = None,
     }
 
     /// How gradients become updates.
@@ -220,11 +266,16 @@ settings! {
 
     /// What is minimised.
     ["loss"] loss: LossSettings {
-        /// Kind of loss.
+        /// Kind of loss: `cross_entropy` for texts and conversations, `dpo` or `orpo` for preference pairs.
         name: LossName = LossName::CrossEntropy,
+        /// How strongly `dpo` holds the model to what it was: larger allows less change.
+        beta: f64 = 0.1,
+        /// Factor of the odds-ratio term of `orpo`.
+        lambda: f64 = 0.1,
         /// Trained positions whose logits exist at one time. Unset: all when they are small, else 1024.
         chunk_tokens: Option<usize> = None,
-        /// Share of the target that is spread over the whole vocabulary, from 0 to below 1.
+        /// Share of the target that is spread over the whole vocabulary, from 0 to below 1; for `dpo` the share of pairs that
+        /// are labelled the wrong way round, below 0.5.
         label_smoothing: f64 = 0.0,
         /// Factor of the squared log-normaliser, which keeps logits small; 0.0001 is usual, 0 = off.
         z_loss: f64 = 0.0,
@@ -268,6 +319,10 @@ settings! {
         report_every: usize = 10,
         /// Write TensorBoard event files too.
         tensorboard: bool = false,
+        /// Prompts of the validation set (else of the training set) that are answered before and after training.
+        samples: usize = 2,
+        /// Longest answer to them, in tokens.
+        sample_tokens: usize = 48,
     }
 }
 
@@ -298,6 +353,56 @@ words! {
         Drop = "drop",
         /// Refused.
         Error = "error",
+    }
+}
+
+words! {
+    /// What happens where a template rewrites history.
+    OnPrefixViolation {
+        /// The row is refused.
+        Error = "error",
+        /// Each trained turn becomes an example of its own.
+        Unroll = "unroll",
+    }
+}
+
+words! {
+    /// What happens to faulty rows.
+    OnRowError {
+        /// The run stops, with up to twenty of them named.
+        Stop = "stop",
+        /// They are left out and listed in `data_skipped.jsonl`; above 5 % the run stops anyway.
+        Skip = "skip",
+    }
+}
+
+words! {
+    /// What a row without provenance is among rows that have it.
+    MissingProvenance {
+        /// A faulty row.
+        Error = "error",
+        /// A row of weight 1.
+        Neutral = "neutral",
+    }
+}
+
+words! {
+    /// Where the update starts.
+    LoraInit {
+        /// `A` random, `B` zero: the model starts as it was.
+        Zero = "zero",
+        /// The strongest singular directions of the weight (PiSSA), taken out of the weight; saved as plain LoRA.
+        Pissa = "pissa",
+    }
+}
+
+words! {
+    /// Whose arithmetic is used.
+    Compat {
+        /// planish's own.
+        None = "none",
+        /// mlx-lm 0.32: trains one token of padding a row, averages batches, Adam without bias correction.
+        MlxLm = "mlx-lm",
     }
 }
 
@@ -354,6 +459,10 @@ words! {
     LossName {
         /// Mean over trained tokens of −log p(token).
         CrossEntropy = "cross_entropy",
+        /// Direct preference optimisation against the model as it was loaded.
+        Dpo = "dpo",
+        /// Odds-ratio preference optimisation, without a reference.
+        Orpo = "orpo",
     }
 }
 
@@ -427,6 +536,7 @@ impl LoraSettings {
     pub fn scale(&self) -> f64 {
         match (self.scale, self.alpha) {
             (Some(scale), _) => scale,
+            (None, alpha) if self.rank_stabilized => alpha.unwrap_or_default() / (self.rank as f64).sqrt(),
             (None, alpha) => alpha.unwrap_or_default() / self.rank as f64,
         }
     }

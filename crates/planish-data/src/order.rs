@@ -112,6 +112,22 @@ mod tests {
         assert!(counts.values().all(|count| (880..1120).contains(count)), "{counts:?}");
     }
 
+    proptest::proptest! {
+        #[test]
+        fn prop_copies_are_floor_or_ceiling_and_add_up(
+            weights in proptest::collection::vec(0.01..5.0f64, 1..60), seed: u64, epoch in 0u64..1000,
+        ) {
+            let copies = systematic_copies(&weights, Random::new(seed, epoch, Purpose::Sampler).unit());
+            let scale = weights.len() as f64 / weights.iter().sum::<f64>();
+            proptest::prop_assert_eq!(copies.iter().sum::<usize>(), weights.len());
+            for (count, weight) in copies.iter().zip(&weights) {
+                let (expected, rounding) = (weight * scale, 1e-9);
+                proptest::prop_assert!(*count as f64 >= (expected - rounding).floor());
+                proptest::prop_assert!(*count as f64 <= (expected + rounding).ceil());
+            }
+        }
+    }
+
     #[test]
     fn copies_stay_within_floor_and_ceil_and_meet_their_mean() {
         let weights = [0.1, 0.7, 1.0, 2.2, 1.0];

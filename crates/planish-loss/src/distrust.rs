@@ -319,42 +319,6 @@ pub fn self_normalised(cross_entropies: &[f64], rows: &[Provenance], link: Link)
     Ok(raw.iter().zip(cross_entropies).map(|(w, ce)| w * ce).sum::<f64>() / total)
 }
 
-/// How often each example is drawn in one epoch of [`Mode::Sampler`]: systematic resampling.
-///
-/// Row `i` is expected `S·ω_i/Σω` times (`S` = number of rows) and drawn the floor or the ceiling of that often; one
-/// `offset` in `[0, 1)` decides all of them, so that an epoch is a pure function of its key ([`epoch_offset`]).
-/// The counts add up to `S`.
-pub fn systematic_counts(weights: &[f64], offset: f64) -> Vec<usize> {
-    let total: f64 = weights.iter().sum();
-    let scale = weights.len() as f64 / total;
-    let mut drawn_before = 0usize;
-    let mut cumulative = 0.0;
-    let last = weights.len().saturating_sub(1);
-    let mut counts = Vec::with_capacity(weights.len());
-    for (row, weight) in weights.iter().enumerate() {
-        cumulative += weight * scale;
-        // The last boundary is S by definition, whatever the sum's rounding says.
-        let drawn = if row == last {
-            weights.len()
-        } else {
-            (cumulative + offset).floor() as usize
-        };
-        counts.push(drawn.saturating_sub(drawn_before));
-        drawn_before = drawn.max(drawn_before);
-    }
-    counts
-}
-
-/// The offset of an epoch in `[0, 1)`, the same for the same seed and epoch on every machine.
-///
-/// Successive epochs step by the golden ratio, so that the offsets of a run fill `[0, 1)` evenly and an example's mean
-/// count approaches its expectation like `1/epochs` instead of `1/√epochs`.
-pub fn epoch_offset(seed: u64, epoch: u64) -> f64 {
-    const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15; // of 2^64
-    let bits = mix(seed).wrapping_add(epoch.wrapping_mul(GOLDEN_RATIO));
-    (bits >> 11) as f64 / (1u64 << 53) as f64
-}
-
 /// `c(w, H)` without a domain check.
 fn coordinate(authority: f64, entropy: f64) -> f64 {
     (1.0 - authority + EPSILON).ln() + entropy
@@ -410,14 +374,6 @@ fn weighted_mean(values: impl Iterator<Item = (f64, f64)> + Clone) -> Option<f64
     let least = values.clone().map(|(x, _)| x).fold(f64::INFINITY, f64::min);
     let (sum, count) = values.fold((0.0, 0.0), |(sum, count), (x, n)| (sum + n * (x - least), count + n));
     (count > 0.0).then(|| least + sum / count)
-}
-
-/// Finaliser of splitmix64 (Steele et al. 2014), a bijection of 64 bits.
-fn mix(seed: u64) -> u64 {
-    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 fn out_of_range(name: &'static str, value: f64, range: &'static str) -> Error {
@@ -754,19 +710,6 @@ mod tests {
         assert!(raw(0.9, 0.0) > raw(0.9, 1.0)); // more entropy, less weight
     }
 
-    #[test]
-    fn sampler_draws_the_expected_copies_over_many_epochs() {
-        let shares = weights(&b1().map(Some), &[1, 1, 1], &Weighting::default())
-            .unwrap()
-            .weights;
-        let mut drawn = [0usize; 3];
-        for epoch in 0..10_000 {
-            let counts = systematic_counts(&shares, epoch_offset(11, epoch));
-            (0..3).for_each(|i| drawn[i] += counts[i]);
-        }
-        (0..3).for_each(|i| close(drawn[i] as f64 / 10_000.0 / shares[i], 1.0, 0.01));
-    }
-
     fn any_rows() -> impl Strategy<Value = Vec<(f64, f64, usize)>> {
         prop::collection::vec((0.0..=0.99f64, 0.0..10.0f64, 1usize..400), 1..40)
     }
@@ -848,18 +791,6 @@ mod tests {
                 let raw = |w, h| link.apply(row(w, h).coordinate());
                 prop_assert!(raw(w, h + dh) >= raw(w, h));
                 prop_assert!(raw(w + dw, h) <= raw(w, h));
-            }
-        }
-
-        #[test]
-        fn prop_sampler_counts_are_floor_or_ceiling(weights in prop::collection::vec(0.01..5.0f64, 1..60), seed: u64, epoch in 0u64..1000) {
-            let counts = systematic_counts(&weights, epoch_offset(seed, epoch));
-            let scale = weights.len() as f64 / weights.iter().sum::<f64>();
-            prop_assert_eq!(counts.iter().sum::<usize>(), weights.len());
-            for (count, weight) in counts.iter().zip(&weights) {
-                let expected = weight * scale;
-                let fuzz = 1e-9;
-                prop_assert!(*count as f64 >= (expected - fuzz).floor() && *count as f64 <= (expected + fuzz).ceil());
             }
         }
 

@@ -7,12 +7,12 @@ use crate::{Error, Result, cross_entropy::scalar};
 /// Loss of each preference pair.
 ///
 /// With `r = β·(log π(y) − log π_ref(y))` for the chosen (`r_c`) and rejected (`r_r`) answer and `s` the label smoothing:
-/// `loss = −(1 − s)·log σ(r_c − r_r) − s·log σ(r_r − r_c)`.
+/// `loss = −(1 − s)·log σ(r_c − r_r − m) − s·log σ(r_r − r_c + m)`, `m` the margin that a pair asks for (0 without).
 /// Log-probabilities are **sums** over the answer's tokens; see [`sequence_sums`].
 /// With the reference equal to the policy every loss is `ln 2`.
 ///
 /// # Shapes
-/// all four inputs and the results: `[n]`, f32
+/// all inputs and the results: `[n]`, f32
 ///
 /// # Errors
 /// [`Error::ShapeMismatch`]; [`Error::OutOfRange`] for the options.
@@ -26,13 +26,14 @@ use crate::{Error, Result, cross_entropy::scalar};
 /// use planish_loss::dpo::{DpoOptions, PairLogProbabilities, dpo};
 ///
 /// let same = PairLogProbabilities { chosen: Array::from_slice(&[-3.0f32], &[1]), rejected: Array::from_slice(&[-4.0f32], &[1]) };
-/// let loss = dpo(&same, &same, &DpoOptions::default())?;
+/// let loss = dpo(&same, &same, None, &DpoOptions::default())?;
 /// assert!((loss.losses.item_exact::<f32>() - 2f32.ln()).abs() < 1e-6);
 /// # Ok::<(), planish_loss::Error>(())
 /// ```
 pub fn dpo(
     policy: &PairLogProbabilities,
     reference: &PairLogProbabilities,
+    margins: Option<&Array>,
     options: &DpoOptions,
 ) -> Result<PreferenceLoss> {
     options.check()?;
@@ -40,7 +41,10 @@ pub fn dpo(
     let beta = scalar(options.beta);
     let chosen_rewards = policy.chosen.subtract(&reference.chosen)?.multiply(&beta)?;
     let rejected_rewards = policy.rejected.subtract(&reference.rejected)?.multiply(&beta)?;
-    let margin = chosen_rewards.subtract(&rejected_rewards)?;
+    let mut margin = chosen_rewards.subtract(&rejected_rewards)?;
+    if let Some(wanted) = margins {
+        margin = margin.subtract(wanted)?;
+    }
     let mut losses = log_sigmoid(&margin)?.multiply(scalar(options.label_smoothing - 1.0))?;
     if options.label_smoothing != 0.0 {
         let swapped = log_sigmoid(&margin.negative()?)?.multiply(scalar(options.label_smoothing))?;

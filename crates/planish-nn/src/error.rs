@@ -7,6 +7,17 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// An adapter that starts from the weight's own directions has a larger rank than the weight.
+    #[error("{path}: rank {rank} is larger than that of the weight, {most}; lower lora.rank")]
+    RankTooLarge {
+        /// The layer.
+        path: String,
+        /// The rank asked for.
+        rank: usize,
+        /// The smaller side of the weight.
+        most: usize,
+    },
+
     /// MLX failed.
     #[error(transparent)]
     Mlx(#[from] planish_mlx::Error),

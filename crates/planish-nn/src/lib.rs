@@ -36,7 +36,7 @@ mod weights;
 pub use cache::KvCache;
 pub use error::{Error, Result};
 pub use linear::{Linear, LinearBase};
-pub use lora::{LoraAdapter, LoraConfig, LoraMethod, LoraScale};
+pub use lora::{LoraAdapter, LoraConfig, LoraInit, LoraMethod, LoraScale};
 pub use mask::AttentionMask;
 pub use model::{LoadOptions, Model, Training};
 pub use norm::RmsNorm;

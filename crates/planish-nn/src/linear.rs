@@ -1,4 +1,4 @@
-use planish_mlx::Array;
+use planish_mlx::{Array, Dtype};
 
 use crate::dropout::DropoutKeys;
 use crate::lora::LoraAdapter;
@@ -61,7 +61,7 @@ impl Linear {
     ///
     /// # Example
     /// ```
-    /// use planish_mlx::Array;
+    /// use planish_mlx::{Array, Dtype};
     /// use planish_nn::Linear;
     /// let layer = Linear::dense(Array::from_slice(&[1_f32, 2.0, 3.0, 4.0], &[2, 2]), None);
     /// let y = layer.forward(&Array::from_slice(&[1_f32, 10.0], &[1, 2]))?;
@@ -152,6 +152,19 @@ impl LinearBase {
                 (scales.dim(0) as usize, (scales.dim(1) * group_size) as usize)
             }
         }
+    }
+
+    /// Takes a part out of the weight, in f32 with one rounding; quantised weights stay as they are.
+    pub(crate) fn subtract(&mut self, part: &Array) -> Result<()> {
+        if let LinearBase::Dense { weight } = self {
+            let rest = weight
+                .as_dtype(Dtype::Float32)?
+                .subtract(part)?
+                .as_dtype(weight.dtype())?;
+            rest.eval()?;
+            *weight = rest;
+        }
+        Ok(())
     }
 
     /// Refuses what cannot be differentiated.

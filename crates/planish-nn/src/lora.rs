@@ -1,5 +1,7 @@
+use mlx_rs::linalg::svd;
+use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{addmm, sqrt};
-use mlx_rs::stop_gradient;
+use mlx_rs::{Stream, stop_gradient, with_stream};
 use planish_core::target_modules::{PerModule, TargetModules};
 use planish_mlx::{Array, Dtype};
 
@@ -29,6 +31,17 @@ pub enum LoraScale {
     RankStabilised(f64),
 }
 
+/// Where a fresh update starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LoraInit {
+    /// `A` random, `B` zero: the layer equals its base.
+    #[default]
+    Zero,
+    /// The `rank` strongest singular directions of the weight, which is left with the rest: the layer equals its base, and
+    /// what trains first is what the weight does most (PiSSA). The base weights of the model change.
+    Pissa,
+}
+
 /// Which adapters to attach, where.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraConfig {
@@ -46,6 +59,8 @@ pub struct LoraConfig {
     pub ranks: PerModule<usize>,
     /// Alphas (or, under [`LoraScale::Fixed`], factors) of single modules.
     pub alphas: PerModule<f64>,
+    /// Where the update starts.
+    pub init: LoraInit,
 }
 
 /// A trainable low-rank update of one linear layer.
@@ -83,6 +98,7 @@ impl Default for LoraConfig {
             targets: TargetModules::default(),
             ranks: PerModule::new(Vec::<(String, usize)>::new()),
             alphas: PerModule::new(Vec::<(String, f64)>::new()),
+            init: LoraInit::Zero,
         }
     }
 }
@@ -120,6 +136,10 @@ impl LoraAdapter {
             return Err(Error::ZeroRank { path: path.to_owned() });
         }
         let (output_dims, input_dims) = linear.base.dims();
+        if config.init == LoraInit::Pissa {
+            linear.base.require_dense(path, "PiSSA")?;
+            return Self::principal(&linear.base.dense_weight()?, path, rank, scale, config);
+        }
         let bound = 1.0 / (input_dims as f32).sqrt();
         let key = mlx_rs::random::key(module_seed(seed, path))?;
         let a = mlx_rs::random::uniform::<_, f32>(-bound, bound, &[input_dims as i32, rank as i32], &key)?;
@@ -132,6 +152,35 @@ impl LoraAdapter {
             a,
             b,
             magnitude,
+            scale,
+            dropout: config.dropout,
+        })
+    }
+
+    /// The `rank` strongest singular directions of a weight: `scale · (A B)ᵀ = U_r S_r V_rᵀ`, `S` shared evenly by both.
+    ///
+    /// Meng et al. 2024, arXiv 2404.02948.
+    fn principal(weight: &Array, path: &str, rank: usize, scale: f64, config: &LoraConfig) -> Result<Self> {
+        let most = weight.dim(0).min(weight.dim(1)) as usize;
+        if rank > most {
+            return Err(Error::RankTooLarge {
+                path: path.to_owned(),
+                rank,
+                most,
+            });
+        }
+        let weight = weight.as_dtype(Dtype::Float32)?;
+        // MLX has the decomposition on the main processor alone.
+        let (u, s, vt) = with_stream(&Stream::cpu(), || svd(&weight))?;
+        let rank = rank as i32;
+        let half = sqrt(s.try_index(..rank)?.divide(Array::from_f32(scale as f32))?)?; // [r]
+        let a = vt.try_index(..rank)?.transpose()?.multiply(&half)?; // [in, r]
+        let b = u.try_index((.., ..rank))?.multiply(&half)?.transpose()?; // [r, out]
+        mlx_rs::transforms::eval([&a, &b])?;
+        Ok(LoraAdapter {
+            a,
+            b,
+            magnitude: None,
             scale,
             dropout: config.dropout,
         })

@@ -10,7 +10,7 @@ use crate::decoder::{Decoder, TrainingPass};
 use crate::lora::LoraAdapter;
 use crate::parameters::{Parameters, Trainable};
 use crate::weights::{Weights, mlx_dtype};
-use crate::{AttentionMask, Error, KvCache, LoraConfig, Result, families};
+use crate::{AttentionMask, Error, KvCache, LoraConfig, LoraInit, Result, families};
 
 /// How to load a model.
 #[derive(Debug, Clone, Default)]
@@ -204,7 +204,8 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Config`] for a pattern without match (the nearest name is given); [`Error::ZeroRank`];
-    /// [`Error::DropoutRange`]; [`Error::AdaptersAttached`].
+    /// [`Error::DropoutRange`]; [`Error::AdaptersAttached`]; with [`LoraInit::Pissa`] also [`Error::Quantized`] and
+    /// [`Error::RankTooLarge`].
     pub fn attach_lora(&mut self, config: &LoraConfig, seed: u64) -> Result<Vec<String>> {
         if !(0.0..1.0).contains(&config.dropout) {
             return Err(Error::DropoutRange {
@@ -226,6 +227,9 @@ impl Model {
             }
         }
         for (adapter, linear) in fresh {
+            if config.init == LoraInit::Pissa {
+                linear.base.subtract(&adapter.delta()?)?;
+            }
             linear.adapter = Some(adapter);
         }
         self.train(Trainable::Adapters)?;

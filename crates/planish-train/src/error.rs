@@ -62,6 +62,26 @@ pub enum Error {
         rows: Vec<String>,
     },
 
+    /// The largest batch needs more memory than there is.
+    #[error(
+        "one update with {rows} rows of {length} tokens {how} {needed}, and {budget} may be used\nset {suggestion}; or raise \
+         backend.memory_limit, or set train.preflight=false to try anyway"
+    )]
+    Memory {
+        /// What it needs.
+        needed: String,
+        /// Whether that was measured or estimated, as a verb.
+        how: &'static str,
+        /// What there is.
+        budget: String,
+        /// Rows of the batch.
+        rows: usize,
+        /// Tokens of a row.
+        length: usize,
+        /// Settings that fit.
+        suggestion: String,
+    },
+
     /// A file of the run cannot be read or written.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {

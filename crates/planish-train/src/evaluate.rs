@@ -1,13 +1,14 @@
 //! Token-weighted loss over a data set: dropout off, unweighted, never resampled.
 
-use mlx_rs::Array;
-use planish_data::{Batch, BatchPlan, Dataset, PlanOptions};
-use planish_loss::{TokenLossOptions, TrainedPositions, chunked_cross_entropy};
+use planish_data::{Batch, Dataset};
+use planish_loss::{TokenLossOptions, TrainedPositions};
 use planish_nn::Model;
 
-use crate::options::SftOptions;
-use crate::window::{chunk_tokens, in_row_order, model_inputs};
-use crate::{Error, Result};
+use crate::Result;
+use crate::batches::Batches;
+use crate::events::PreferenceReport;
+use crate::options::TrainOptions;
+use crate::window::{in_row_order, token_losses};
 
 /// Loss of a model on the whole of a data set, or on its first `batches` batches.
 ///
@@ -19,17 +20,17 @@ use crate::{Error, Result};
 pub fn evaluate(
     model: &Model,
     data: &Dataset,
-    options: &SftOptions,
+    options: &TrainOptions,
     batches: Option<usize>,
     weight: Option<&dyn Fn(usize) -> f64>,
 ) -> Result<Evaluation> {
-    let plan = BatchPlan::new(data, &plan_options(options))?;
+    let plan = Batches::for_evaluation(data, options)?;
     let windows = plan.windows_in_epoch(0)?.min(batches.unwrap_or(usize::MAX));
     let mut sums = Sums::default();
     for index in 0..windows {
         for batch in plan.window(data, 0, index)?.micro_batches {
             if batch.target_tokens > 0 {
-                sums.add(&batch, &token_losses(model, &batch, options)?, weight);
+                sums.add(&batch, &losses_of(model, &batch, options)?, weight);
             }
         }
     }
@@ -53,28 +54,38 @@ pub struct Evaluation {
     pub loss_weighted: Option<f64>,
 }
 
-fn plan_options(options: &SftOptions) -> PlanOptions {
-    PlanOptions {
-        batch_size: options.batch_size,
-        accumulation: 1,
-        max_seq_length: options.max_seq_length,
-        seed: options.seed,
-        shuffle: false,
-        packing: options.packing,
-        rungs: options.rungs,
-        ..PlanOptions::default()
+/// What a recipe says of a validation set.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct Judgement {
+    /// Mean over what the recipe averages, in nats: decides which adapter is the best.
+    pub(crate) loss: f64,
+    /// Perplexity and its standard error, where the loss is that of tokens.
+    pub(crate) perplexity: Option<(f64, f64)>,
+    /// Trained tokens that were counted.
+    pub(crate) tokens: usize,
+    /// The loss with the weights of examples.
+    pub(crate) loss_weighted: Option<f64>,
+    /// Figures of preference pairs.
+    pub(crate) preference: Option<PreferenceReport>,
+}
+
+impl From<Evaluation> for Judgement {
+    fn from(found: Evaluation) -> Self {
+        Self {
+            loss: found.loss,
+            perplexity: Some((found.perplexity, found.perplexity_se)),
+            tokens: found.tokens,
+            loss_weighted: found.loss_weighted,
+            preference: None,
+        }
     }
 }
 
 /// The loss of each trained position, in order.
-fn token_losses(model: &Model, batch: &Batch, options: &SftOptions) -> Result<Vec<f32>> {
-    let (ids, mask) = model_inputs(batch);
+fn losses_of(model: &Model, batch: &Batch, options: &TrainOptions) -> Result<Vec<f32>> {
     let positions = TrainedPositions::select(&batch.targets, &batch.target_weights)?;
-    let hidden = model.hidden(&ids, &mask, None)?;
-    let head = |states: &Array| Ok::<_, Error>(model.logits(states)?);
-    let chunk = chunk_tokens(options, positions.len(), model.config().vocab_size);
-    let loss = chunked_cross_entropy(&hidden, &head, &positions, chunk, &TokenLossOptions::default())?;
-    Ok(loss.nll.to_vec_exact::<f32>()?)
+    let losses = token_losses(model, batch, &positions, None, options, &TokenLossOptions::default())?;
+    Ok(losses.nll.to_vec_exact::<f32>()?)
 }
 
 #[derive(Default)]

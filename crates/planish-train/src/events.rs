@@ -42,6 +42,8 @@ pub enum Event {
     Saved(SaveReport),
     /// An update was refused, or its gradient was unusually large.
     Guard(GuardReport),
+    /// The model answered a prompt of the data.
+    Sampled(SampleReport),
     /// Something the user should know, in one sentence.
     Note(String),
     /// The run is over.
@@ -70,13 +72,15 @@ pub struct RunPlan {
     pub steps_per_epoch: usize,
     /// Paths of the adapted modules; empty for full fine-tuning.
     pub modules: Vec<String>,
+    /// Rank and multiplier that each of them trains with.
+    pub own_rank_and_scale: Vec<(usize, f64)>,
     /// Trainable numbers.
     pub trainable: usize,
     /// All numbers of the model, adapters included.
     pub total: usize,
-    /// The final multiplier of the adapters.
+    /// The final multiplier of the adapters, as the files hold it.
     pub scale: f64,
-    /// Rank of the adapters.
+    /// Rank of the adapters, as the files hold it: the largest of any module, twice that for PiSSA.
     pub rank: usize,
     /// Shapes, padding and counts of the first epoch.
     pub data: PlanSummary,
@@ -86,6 +90,8 @@ pub struct RunPlan {
     pub warmup_steps: usize,
     /// Effective sample size as a share of the examples, with distrust weights.
     pub effective_share: Option<f64>,
+    /// Peak of one update at the largest shape, where it was measured.
+    pub step_memory_bytes: Option<u64>,
 }
 
 /// One update.
@@ -95,7 +101,7 @@ pub struct StepReport {
     pub position: Position,
     /// Updates of the whole run.
     pub total_steps: usize,
-    /// Cross-entropy a trained token, unweighted, in nats.
+    /// Cross-entropy a trained token, unweighted, or the loss a preference pair, in nats.
     pub loss: f64,
     /// Learning rate of the update.
     pub learning_rate: f64,
@@ -120,6 +126,8 @@ pub struct TrainReport {
     pub loss_weighted: Option<f64>,
     /// Figures of the distrust weights.
     pub distrust: Option<DistrustReport>,
+    /// Figures of preference pairs.
+    pub preference: Option<PreferenceReport>,
     /// Learning rate of the last update.
     pub lr: f64,
     /// Learning rate of `lora_b`, where LoRA+ sets it apart.
@@ -150,6 +158,21 @@ pub struct TrainReport {
     pub shapes_seen: usize,
     /// Updates refused so far.
     pub skipped_steps: u64,
+}
+
+/// Figures of preference pairs: means over the pairs.
+///
+/// A reward is `β·(log π(y) − log π_ref(y))` for DPO and the log-odds of the answer for ORPO.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct PreferenceReport {
+    /// Reward of the chosen answer minus that of the rejected one.
+    pub margin: f64,
+    /// Share of the pairs whose chosen answer has the larger reward.
+    pub accuracy: f64,
+    /// Reward of the chosen answer.
+    pub chosen_reward: f64,
+    /// Reward of the rejected answer.
+    pub rejected_reward: f64,
 }
 
 /// Figures of distrust weighting over an interval.
@@ -183,14 +206,16 @@ pub struct Memory {
 pub struct EvalReport {
     /// When.
     pub position: Position,
-    /// Cross-entropy a token, in nats.
+    /// Cross-entropy a token, or the loss a preference pair, in nats.
     pub loss: f64,
-    /// `exp(loss)`.
-    pub perplexity: f64,
+    /// `exp(loss)`, where the loss is that of tokens.
+    pub perplexity: Option<f64>,
     /// Standard error of the perplexity.
-    pub perplexity_se: f64,
-    /// Tokens that were counted.
+    pub perplexity_se: Option<f64>,
+    /// Trained tokens that were counted.
     pub tokens: usize,
+    /// Figures of preference pairs.
+    pub preference: Option<PreferenceReport>,
     /// Whether it is the best so far.
     pub best: bool,
     /// The step of the best so far.
@@ -214,6 +239,19 @@ pub struct SaveReport {
     pub sha256: String,
     /// Seconds it took.
     pub seconds: f64,
+}
+
+/// An answer of the model to a prompt of the data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SampleReport {
+    /// `before` or `after` training.
+    pub when: &'static str,
+    /// The prompt as the model reads it.
+    pub prompt: String,
+    /// The likeliest answer, token by token.
+    pub text: String,
+    /// What the data says.
+    pub expected: String,
 }
 
 /// What the guard saw.

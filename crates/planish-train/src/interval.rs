@@ -7,7 +7,8 @@ use planish_data::Window;
 use planish_loss::distrust::effective_sample_size;
 
 use crate::events::{DistrustReport, Position, StepReport, TrainReport};
-use crate::options::{Reduction, SftOptions};
+use crate::options::{Reduction, TrainOptions};
+use crate::recipes::preference::Figures;
 use crate::weighting::ExampleWeights;
 use crate::window::WindowLosses;
 use crate::{Result, memory};
@@ -28,9 +29,10 @@ pub(crate) struct Interval {
 struct Sums {
     steps: usize,
     clipped: usize,
-    nll: f64,
+    loss: f64,
     weighted: f64,
     means: f64,
+    items: usize,
     tokens: usize,
     seconds: f64,
     used: usize,
@@ -39,6 +41,7 @@ struct Sums {
     last_norm: f64,
     weights_change_it: bool,
     distrust: Option<DistrustSums>,
+    preference: Option<Figures>,
 }
 
 #[derive(Debug, Default)]
@@ -77,13 +80,14 @@ impl Interval {
         step: &StepReport,
         window: &Window,
         losses: &WindowLosses,
-        options: &SftOptions,
+        options: &TrainOptions,
         weights: &ExampleWeights,
     ) {
         let sums = &mut self.sums;
         sums.steps += 1;
         sums.clipped += usize::from(options.clip_norm.is_some_and(|most| step.grad_norm > most));
-        sums.nll += losses.nll_sum;
+        sums.loss += losses.sum;
+        sums.items += losses.n_items;
         sums.weighted += losses.weighted_sum;
         sums.means += losses.mean_of_means;
         sums.tokens += losses.tokens;
@@ -99,6 +103,9 @@ impl Interval {
         }
         self.tokens += losses.tokens as u64;
         self.examples += window.examples as u64;
+        if let Some(figures) = &losses.preference {
+            sums.preference.get_or_insert_default().add(figures);
+        }
         if weights.is_on() {
             sums.distrust.get_or_insert_default().add(window, weights);
         }
@@ -110,20 +117,21 @@ impl Interval {
         position: Position,
         total_steps: usize,
         lora_b_ratio: f64,
-        options: &SftOptions,
+        options: &TrainOptions,
     ) -> Result<TrainReport> {
         let sums = std::mem::take(&mut self.sums);
-        let (steps, tokens) = (sums.steps.max(1) as f64, sums.tokens.max(1) as f64);
+        let (steps, items) = (sums.steps.max(1) as f64, sums.items.max(1) as f64);
         let seconds = sums.seconds.max(f64::MIN_POSITIVE);
         let loss = match options.reduction {
-            Reduction::TokenExact => sums.nll / tokens,
+            Reduction::TokenExact => sums.loss / items,
             Reduction::MeanOfMeans => sums.means / steps,
         };
         Ok(TrainReport {
             position,
             loss,
-            loss_weighted: sums.weights_change_it.then(|| sums.weighted / tokens),
+            loss_weighted: sums.weights_change_it.then(|| sums.weighted / items),
             distrust: sums.distrust.map(|d| d.finish(steps)),
+            preference: sums.preference.map(|figures| figures.report()),
             lr: sums.last_lr,
             lr_b: (lora_b_ratio != 1.0).then_some(sums.last_lr * lora_b_ratio),
             grad_norm: sums.last_norm,
@@ -153,9 +161,10 @@ impl Interval {
                 vec![
                     s.steps as f64,
                     s.clipped as f64,
-                    s.nll,
+                    s.loss,
                     s.weighted,
                     s.means,
+                    s.items as f64,
                     s.tokens as f64,
                     s.used as f64,
                     s.positions as f64,
@@ -173,6 +182,10 @@ impl Interval {
             let values = vec![d.ess, d.ess_fraction, d.weight_max, d.values, d.n_values as f64];
             kept.insert("interval_distrust".to_owned(), values);
         }
+        if let Some(p) = &s.preference {
+            let values = vec![p.n as f64, p.loss, p.chosen, p.rejected, p.right];
+            kept.insert("interval_preference".to_owned(), values);
+        }
         kept
     }
 
@@ -182,9 +195,10 @@ impl Interval {
         if let &[
             steps,
             clipped,
-            nll,
+            loss,
             weighted,
             means,
+            items,
             tokens,
             used,
             positions,
@@ -196,9 +210,10 @@ impl Interval {
             self.sums = Sums {
                 steps: steps as usize,
                 clipped: clipped as usize,
-                nll,
+                loss,
                 weighted,
                 means,
+                items: items as usize,
                 tokens: tokens as usize,
                 used: used as usize,
                 positions: positions as usize,
@@ -216,6 +231,15 @@ impl Interval {
                 weight_max,
                 values,
                 n_values,
+            });
+        }
+        if let &[n, loss, chosen, rejected, right] = of("interval_preference") {
+            self.sums.preference = Some(Figures {
+                n: n as usize,
+                loss,
+                chosen,
+                rejected,
+                right,
             });
         }
         self.shapes = of("shapes")

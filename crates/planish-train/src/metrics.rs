@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::events::{EvalReport, GuardReport, Memory, Position, RunPlan, SaveReport, Summary, TrainReport};
+use crate::events::{
+    EvalReport, GuardReport, Memory, Position, PreferenceReport, RunPlan, SampleReport, SaveReport, Summary,
+    TrainReport,
+};
 use crate::{Error, Result};
 
 /// Version of the layout, written in the `plan` line.
@@ -46,6 +49,7 @@ impl Record {
             record.number("distrust_value", distrust.value);
             record.number("weight_max", distrust.weight_max);
         }
+        record.preference(report.preference.as_ref());
         record.number("lr", report.lr);
         record.optional("lr_b", report.lr_b);
         record.number("grad_norm", report.grad_norm);
@@ -68,8 +72,9 @@ impl Record {
     pub fn of_eval(report: &EvalReport) -> Self {
         let mut record = Self::new("eval", report.position);
         record.number("val_loss", report.loss);
-        record.number("val_ppl", report.perplexity);
-        record.number("val_ppl_se", report.perplexity_se);
+        record.optional("val_ppl", report.perplexity);
+        record.optional("val_ppl_se", report.perplexity_se);
+        record.preference(report.preference.as_ref());
         record.integer("val_tokens", report.tokens as u64);
         record.optional("val_loss_weighted", report.loss_weighted);
         record.value("best", report.best.into());
@@ -129,6 +134,9 @@ impl Record {
             .map(|s| Value::from(vec![s.rows, s.length, s.batches]));
         record.value("shapes", shapes.collect());
         record.optional("ess_fraction", plan.effective_share);
+        if let Some(bytes) = plan.step_memory_bytes {
+            record.integer("step_memory_bytes", bytes);
+        }
         record.fields.extend(context.clone());
         record
     }
@@ -151,11 +159,12 @@ impl Record {
     }
 
     /// The line of a generated sample.
-    pub fn of_sample(position: Position, when: &str, prompt: &str, text: &str) -> Self {
+    pub fn of_sample(position: Position, report: &SampleReport) -> Self {
         let mut record = Self::new("sample", position);
-        record.value("when", when.into());
-        record.value("prompt", prompt.into());
-        record.value("text", text.into());
+        record.value("when", report.when.into());
+        record.value("prompt", report.prompt.as_str().into());
+        record.value("text", report.text.as_str().into());
+        record.value("expected", report.expected.as_str().into());
         record
     }
 
@@ -189,6 +198,15 @@ impl Record {
 
     fn integer(&mut self, name: &str, value: u64) {
         self.fields.insert(name.to_owned(), value.into());
+    }
+
+    fn preference(&mut self, report: Option<&PreferenceReport>) {
+        if let Some(report) = report {
+            self.number("reward_margin", report.margin);
+            self.number("reward_accuracy", report.accuracy);
+            self.number("reward_chosen", report.chosen_reward);
+            self.number("reward_rejected", report.rejected_reward);
+        }
     }
 
     fn memory(&mut self, memory: &Memory) {

@@ -1,35 +1,44 @@
 //! Everything a supervised run can be told, resolved and typed.
 
+use std::path::PathBuf;
+
 use planish_core::run_config::{
-    DistrustLink, DistrustMode, LoraMethod as ConfigMethod, OptimizerName, RunConfig, ScheduleName,
+    Compat as ConfigCompat, DistrustLink, DistrustMode, LoraInit as ConfigInit, LoraMethod as ConfigMethod, LossName,
+    OptimizerName, RunConfig, ScheduleName,
 };
 use planish_core::target_modules::{Blocks, PerModule, TargetModules};
 use planish_data::Rungs;
 use planish_loss::TokenLossOptions;
 use planish_loss::distrust::{self, Link, Mode, Weighting};
-use planish_nn::{LoraConfig, LoraMethod, LoraScale};
+use planish_loss::dpo::DpoOptions;
+use planish_nn::{LoraConfig, LoraInit, LoraMethod, LoraScale};
 
 use crate::optimizer::{Adafactor, Adam, AdamW, Groups, Lion, Muon, Rule, Sgd};
+use crate::recipes::Recipe;
 use crate::schedule::Shape;
 use crate::{Error, Result};
 
-/// Settings of [`Sft`](crate::recipes::sft::Sft); the defaults are those of `planish train`.
+/// Settings of a [`Trainer`](crate::Trainer); the defaults are those of `planish train`.
 ///
 /// # Example
 /// ```
 /// use planish_core::run_config::RunConfig;
-/// use planish_train::{Length, SftOptions};
+/// use planish_train::{Length, TrainOptions};
 ///
 /// let config = RunConfig::builder().set("train.steps=50")?.set("optimizer.learning_rate=2e-4")?.build()?;
-/// let options = SftOptions::from_config(&config)?;
+/// let options = TrainOptions::from_config(&config)?;
 /// assert_eq!(options.length, Length::Steps(50));
 /// assert_eq!(options.learning_rate, 2e-4);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
-pub struct SftOptions {
+pub struct TrainOptions {
+    /// What is minimised.
+    pub recipe: Recipe,
     /// What is trained.
     pub tuning: Tuning,
+    /// Folder of an adapter whose values the fresh ones get.
+    pub start: Option<PathBuf>,
     /// How long.
     pub length: Length,
     /// Rows of one forward and backward pass.
@@ -46,6 +55,8 @@ pub struct SftOptions {
     pub seed: u64,
     /// Compute activations again in the backward pass instead of keeping them.
     pub activation_checkpointing: bool,
+    /// Try one update at the largest shape first, and refuse what does not fit in memory.
+    pub preflight: bool,
     /// The update rule.
     pub rule: Rule,
     /// LoRA+.
@@ -68,6 +79,8 @@ pub struct SftOptions {
     pub distrust: DistrustOptions,
     /// How micro-batches are averaged.
     pub reduction: Reduction,
+    /// Whose batches are trained.
+    pub compat: Compat,
     /// Updates between two evaluations; `None`: before the first update and after the last.
     pub eval_every: Option<usize>,
     /// Micro-batches of an evaluation, always the same first ones; `None`: the whole validation set.
@@ -116,6 +129,20 @@ pub enum Reduction {
     MeanOfMeans,
 }
 
+/// Whose batches are trained.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Compat {
+    /// planish's own: every trained token once an epoch, none of padding.
+    #[default]
+    Native,
+    /// Those of mlx-lm 0.32, its padding target included. The data must be read with
+    /// [`Train::MlxLm`](planish_data::Train::MlxLm).
+    MlxLm {
+        /// Indices of batches in the order of training, taken around in a circle; `None`: drawn anew for each epoch.
+        batch_order: Option<Vec<usize>>,
+    },
+}
+
 /// How distrust fields are used.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DistrustOptions {
@@ -143,10 +170,12 @@ impl Default for DistrustOptions {
     }
 }
 
-impl Default for SftOptions {
+impl Default for TrainOptions {
     fn default() -> Self {
         Self {
+            recipe: Recipe::Sft,
             tuning: Tuning::Adapters(Box::default()),
+            start: None,
             length: Length::Epochs(1.0),
             batch_size: 4,
             accumulation: 1,
@@ -155,6 +184,7 @@ impl Default for SftOptions {
             rungs: Rungs::Fine,
             seed: 0,
             activation_checkpointing: false,
+            preflight: false,
             rule: Rule::adamw(),
             groups: Groups::default(),
             learning_rate: 1e-4,
@@ -166,6 +196,7 @@ impl Default for SftOptions {
             chunk_tokens: None,
             distrust: DistrustOptions::default(),
             reduction: Reduction::TokenExact,
+            compat: Compat::Native,
             eval_every: None,
             val_batches: None,
             save_best: true,
@@ -179,7 +210,7 @@ impl Default for SftOptions {
     }
 }
 
-impl SftOptions {
+impl TrainOptions {
     /// The settings of a run configuration.
     ///
     /// # Errors
@@ -187,6 +218,7 @@ impl SftOptions {
     pub fn from_config(config: &RunConfig) -> Result<Self> {
         let (train, optimizer) = (&config.train, &config.optimizer);
         let options = Self {
+            recipe: recipe(config),
             tuning: tuning(config)?,
             length: match (train.steps, train.epochs) {
                 (Some(steps), _) => Length::Steps(steps),
@@ -198,7 +230,16 @@ impl SftOptions {
             packing: config.data.packing,
             seed: train.seed,
             activation_checkpointing: train.checkpointing,
-            rule: rule(config),
+            rule: rule(config)?,
+            compat: compat(config)?,
+            reduction: if config.train.compat == ConfigCompat::MlxLm {
+                Reduction::MeanOfMeans
+            } else {
+                Reduction::TokenExact
+            },
+            val_batches: train.val_batches,
+            start: config.lora.start.clone(),
+            preflight: train.preflight,
             learning_rate: optimizer.learning_rate,
             shape: shape(config),
             groups: Groups {
@@ -267,6 +308,20 @@ impl SftOptions {
     }
 }
 
+fn recipe(config: &RunConfig) -> Recipe {
+    let loss = &config.loss;
+    match loss.name {
+        LossName::CrossEntropy => Recipe::Sft,
+        LossName::Dpo => Recipe::Dpo(DpoOptions {
+            beta: loss.beta as f32,
+            label_smoothing: loss.label_smoothing as f32,
+        }),
+        LossName::Orpo => Recipe::Orpo {
+            lambda: loss.lambda as f32,
+        },
+    }
+}
+
 fn tuning(config: &RunConfig) -> Result<Tuning> {
     let lora = &config.lora;
     let method = match lora.method {
@@ -276,7 +331,14 @@ fn tuning(config: &RunConfig) -> Result<Tuning> {
     };
     let scale = match (lora.scale, lora.alpha) {
         (Some(scale), _) => LoraScale::Fixed(scale),
-        (None, alpha) => LoraScale::Alpha(alpha.unwrap_or(2.0 * lora.rank as f64)),
+        (None, alpha) => {
+            let alpha = alpha.unwrap_or(2.0 * lora.rank as f64);
+            if lora.rank_stabilized {
+                LoraScale::RankStabilised(alpha)
+            } else {
+                LoraScale::Alpha(alpha)
+            }
+        }
     };
     Ok(Tuning::Adapters(Box::new(LoraConfig {
         method,
@@ -284,12 +346,76 @@ fn tuning(config: &RunConfig) -> Result<Tuning> {
         scale,
         dropout: lora.dropout as f32,
         targets: TargetModules::new(lora.targets.iter().cloned(), Blocks::from_count(lora.layers)?),
-        ranks: PerModule::new(Vec::<(String, usize)>::new()),
-        alphas: PerModule::new(Vec::<(String, f64)>::new()),
+        ranks: PerModule::new(pairs("lora.ranks", &lora.ranks, |rank: &usize| *rank > 0)?),
+        alphas: PerModule::new(pairs("lora.alphas", &lora.alphas, |alpha: &f64| {
+            *alpha > 0.0 && alpha.is_finite()
+        })?),
+        init: match lora.init {
+            ConfigInit::Zero => LoraInit::Zero,
+            ConfigInit::Pissa => LoraInit::Pissa,
+        },
     })))
 }
 
-fn rule(config: &RunConfig) -> Rule {
+/// Texts of the form `pattern=number`.
+fn pairs<T: std::str::FromStr>(
+    key: &'static str,
+    texts: &[String],
+    is_right: fn(&T) -> bool,
+) -> Result<Vec<(String, T)>> {
+    let pair = |text: &String| {
+        let (pattern, number) = text.split_once('=')?;
+        let number = number.trim().parse().ok().filter(is_right)?;
+        Some((pattern.trim().to_owned(), number))
+    };
+    let refuse = |text| Error::Config {
+        key,
+        reason: format!("found {text:?}, expected pattern=number with a positive number, such as q_proj=16"),
+    };
+    texts
+        .iter()
+        .map(|text| pair(text).ok_or_else(|| refuse(text)))
+        .collect()
+}
+
+/// mlx-lm's batches, in an order from a file if there is one: `[3, 0, 1, …]`.
+fn compat(config: &RunConfig) -> Result<Compat> {
+    if config.train.compat == ConfigCompat::None {
+        return Ok(Compat::Native);
+    }
+    let Some(path) = &config.train.batch_order else {
+        return Ok(Compat::MlxLm { batch_order: None });
+    };
+    let io = |source| Error::Io {
+        path: path.clone(),
+        action: "read",
+        source,
+    };
+    let text = std::fs::read_to_string(path).map_err(io)?;
+    let order = serde_json::from_str(&text).map_err(|error| Error::Config {
+        key: "train.batch_order",
+        reason: format!("{}: expected a JSON list of whole numbers: {error}", path.display()),
+    })?;
+    Ok(Compat::MlxLm {
+        batch_order: Some(order),
+    })
+}
+
+/// The update rule as configured; in mlx-lm's name without bias correction, and with its decay, which reaches everything.
+fn rule(config: &RunConfig) -> Result<Rule> {
+    if config.train.compat == ConfigCompat::MlxLm {
+        let decays = config.optimizer.name == OptimizerName::Adamw;
+        return Ok(Rule::Adam(Adam {
+            betas: config.optimizer.betas,
+            eps: config.optimizer.eps,
+            bias_correction: false,
+            weight_decay: if decays { config.optimizer.weight_decay } else { 0.0 },
+        }));
+    }
+    Ok(native_rule(config))
+}
+
+fn native_rule(config: &RunConfig) -> Rule {
     let optimizer = &config.optimizer;
     let (betas, eps, weight_decay) = (optimizer.betas, optimizer.eps, optimizer.weight_decay);
     let adamw = AdamW {
@@ -368,12 +494,12 @@ fn distrust_options(config: &RunConfig) -> DistrustOptions {
 mod tests {
     use super::*;
 
-    fn options(assignments: &[&str]) -> SftOptions {
+    fn options(assignments: &[&str]) -> TrainOptions {
         let mut builder = RunConfig::builder();
         for assignment in assignments {
             builder = builder.set(assignment).unwrap();
         }
-        SftOptions::from_config(&builder.build().unwrap()).unwrap()
+        TrainOptions::from_config(&builder.build().unwrap()).unwrap()
     }
 
     #[test]
@@ -397,6 +523,41 @@ mod tests {
         );
         assert_eq!(shape("schedule.name=polynomial"), Shape::Polynomial { power: 2.0 });
         assert_eq!(shape("schedule.name=wsd"), Shape::Wsd { decay_share: 0.5 });
+    }
+
+    #[test]
+    fn mlx_lm_has_adam_without_correction_and_means_of_means() {
+        let found = options(&["train.compat=mlx-lm", "optimizer.name=adamw"]);
+        let expected = Adam {
+            bias_correction: false,
+            weight_decay: 0.01,
+            ..Adam::default()
+        };
+        assert_eq!(found.rule, Rule::Adam(expected));
+        assert_eq!(found.reduction, Reduction::MeanOfMeans);
+        assert_eq!(
+            (found.clip_norm, found.shape, found.warmup_steps),
+            (None, Shape::Constant, Some(0))
+        );
+        assert_eq!(found.compat, Compat::MlxLm { batch_order: None });
+    }
+
+    #[test]
+    fn patterns_and_rank_stabilisation_reach_the_adapters() {
+        let found = options(&[
+            "lora.ranks=q_proj=16, mlp.*=2",
+            "lora.alphas=q_proj=4",
+            "lora.rank_stabilized=true",
+        ]);
+        let Tuning::Adapters(lora) = found.tuning else {
+            panic!("adapters")
+        };
+        assert_eq!(lora.scale, LoraScale::RankStabilised(16.0));
+        assert_eq!(lora.ranks, PerModule::new([("q_proj", 16), ("mlp.*", 2)]));
+        assert_eq!(lora.alphas, PerModule::new([("q_proj", 4.0)]));
+        let wrong = RunConfig::builder().set("lora.ranks=q_proj").unwrap().build().unwrap();
+        let message = TrainOptions::from_config(&wrong).unwrap_err().to_string();
+        assert!(message.contains("q_proj=16"), "{message}");
     }
 
     #[test]

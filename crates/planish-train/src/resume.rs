@@ -10,11 +10,12 @@ use planish_checkpoint::run_state::{
 };
 use planish_checkpoint::tensors::{Dtype as FileDtype, HostTensor};
 use planish_core::hash::sha256_hex;
-use planish_data::{BatchPlan, Dataset};
+use planish_data::Dataset;
 use planish_mlx::device::{self, DeviceFact};
 use planish_mlx::host;
 
-use crate::options::SftOptions;
+use crate::batches::Batches;
+use crate::options::TrainOptions;
 use crate::schedule::Schedule;
 use crate::weighting::ExampleWeights;
 use crate::{Error, Result};
@@ -43,7 +44,7 @@ pub struct Identity {
 }
 
 /// The inputs that must be the same when a run goes on.
-pub(crate) fn inputs(options: &SftOptions, identity: &Identity, data: &Dataset, plan: &BatchPlan) -> RunInputs {
+pub(crate) fn inputs(options: &TrainOptions, identity: &Identity, data: &Dataset, plan: &Batches) -> RunInputs {
     RunInputs {
         config_sha256: sha256_hex(deciding(options).as_bytes()),
         base_sha256: identity.base_sha256.clone(),
@@ -72,7 +73,7 @@ pub(crate) fn environment() -> Result<Environment> {
 
 /// Everything of a run that is not a tensor.
 pub(crate) struct Snapshot<'a> {
-    pub(crate) options: &'a SftOptions,
+    pub(crate) options: &'a TrainOptions,
     pub(crate) inputs: &'a RunInputs,
     pub(crate) environment: &'a Environment,
     pub(crate) position: SavedPosition,
@@ -205,12 +206,13 @@ fn exact(values: &BTreeMap<String, Vec<f64>>) -> BTreeMap<String, Vec<ExactF64>>
 }
 
 /// The settings that decide the numbers; how often they are saved and shown does not.
-fn deciding(options: &SftOptions) -> String {
-    let shown = SftOptions {
+fn deciding(options: &TrainOptions) -> String {
+    let shown = TrainOptions {
         checkpoint_every: None,
         keep_last: 0,
         tensorboard: false,
         activation_checkpointing: false,
+        preflight: false,
         ..options.clone()
     };
     format!("{shown:?}")

@@ -3,21 +3,17 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use planish_checkpoint::adapter::{Adapter, Method};
+use planish_checkpoint::adapter::Adapter;
 use planish_checkpoint::run_state::{self, Checkpoint, Retention, Saved, Verify};
 use planish_checkpoint::tensors::{Dtype as FileDtype, HostTensor};
-use planish_core::target_modules::Blocks;
 use planish_core::{fs, hash};
 use planish_data::Dataset;
 use planish_mlx::{Array, Dtype, host};
-use planish_nn::{LoraMethod, LoraScale, Model};
 use serde_json::json;
 
 use crate::events::{Position, RunPlan, SaveReport};
 use crate::metrics::MetricsWriter;
 use crate::metrics::Record;
-use crate::options::Tuning;
-use crate::recipes::sft::rank_and_scale;
 use crate::tensorboard::TensorBoard;
 use crate::{Error, Result};
 
@@ -139,9 +135,9 @@ impl RunDir {
     }
 
     /// Writes the trainable tensors in mlx-lm's layout.
-    pub(crate) fn save_adapter(&self, model: &Model, tuning: &Tuning, position: Position) -> Result<SaveReport> {
+    pub(crate) fn save_adapter(&self, adapter: &Adapter, position: Position) -> Result<SaveReport> {
         let started = std::time::Instant::now();
-        adapter_of(model, tuning)?.write_mlx_lm(&self.path)?;
+        adapter.write_mlx_lm(&self.path)?;
         let path = self.path.join("adapters.safetensors");
         let sha256 = hash::sha256_file(&path).map_err(|source| Error::Io {
             path: path.clone(),
@@ -174,35 +170,6 @@ fn holds_something(path: &Path) -> Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// The trainable tensors of a model as an adapter that can be written.
-pub(crate) fn adapter_of(model: &Model, tuning: &Tuning) -> Result<Adapter> {
-    let (rank, scale) = rank_and_scale(tuning);
-    let mut adapter = match tuning {
-        Tuning::Full => Adapter::new(Method::Full, 0, scale, 0.0),
-        Tuning::Adapters(lora) => {
-            let method = if lora.method == LoraMethod::Dora {
-                Method::Dora
-            } else {
-                Method::Lora
-            };
-            let mut adapter = Adapter::new(method, rank, scale, f64::from(lora.dropout));
-            adapter.sidecar.rslora = matches!(lora.scale, LoraScale::RankStabilised(_));
-            adapter.n_adapted_layers = match lora.targets.blocks {
-                Blocks::All => -1,
-                Blocks::Last(n) => n.get() as i64,
-            };
-            adapter
-        }
-    };
-    for (name, value) in model.trainables() {
-        adapter.tensors.insert(name, to_host(&value)?);
-    }
-    if adapter.method != Method::Full {
-        adapter.fill_keys();
-    }
-    Ok(adapter)
 }
 
 /// A copy of an array in host memory.

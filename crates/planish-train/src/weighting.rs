@@ -64,6 +64,21 @@ impl ExampleWeights {
         })
     }
 
+    /// Weights out of thin air.
+    #[cfg(test)]
+    pub(crate) fn fixed(weights: &[f64]) -> Self {
+        let rows: Vec<Option<Provenance>> = vec![None; weights.len()];
+        let mut made = distrust::weights(&rows, &vec![1; weights.len()], &distrust::Weighting::default())
+            .expect("neutral weights");
+        made.weights = weights.to_vec();
+        Self {
+            mode: Mode::Weight,
+            weights: Some(made),
+            values: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
     /// Sentences for the user.
     pub(crate) fn notes(&self) -> &[String] {
         &self.notes

@@ -2,18 +2,20 @@
 
 use mlx_rs::{Array, transforms::eval};
 use planish_data::{Batch, Window};
-use planish_loss::{TrainedPositions, chunked_cross_entropy, weighted_sum};
+use planish_loss::{TokenLoss, TokenLossOptions, TrainedPositions, chunked_cross_entropy};
 use planish_mlx::transforms::value_and_grad;
 use planish_nn::{AttentionMask, Model, Training};
 
 use crate::optimizer::{Gradients, Optimizer};
-use crate::options::{Reduction, SftOptions};
+use crate::options::{Reduction, TrainOptions};
+use crate::recipes::preference::Figures;
+use crate::recipes::{About, BatchObjective, Objective, Outcome};
 use crate::{Error, Result, clip, seeds};
 
 /// Logits of a chunk may take this much before chunks get smaller.
-const LOGITS_BYTES: usize = 256 << 20;
+pub(crate) const LOGITS_BYTES: usize = 256 << 20;
 /// Trained positions of a chunk when all at once would take more.
-const CHUNK_TOKENS: usize = 1024;
+pub(crate) const CHUNK_TOKENS: usize = 1024;
 
 /// Gradients and losses of a window.
 pub(crate) struct WindowGradients {
@@ -25,19 +27,23 @@ pub(crate) struct WindowGradients {
     pub(crate) losses: WindowLosses,
 }
 
-/// Token losses of a window, on the host.
+/// Losses of a window, on the host; an item is what the recipe averages over, a trained token or a pair.
 #[derive(Debug, Default)]
 pub(crate) struct WindowLosses {
-    /// `Σ CE` in nats, unweighted.
-    pub(crate) nll_sum: f64,
-    /// `Σ ω·CE`.
+    /// Sum over the items in nats, unweighted.
+    pub(crate) sum: f64,
+    /// The same with the weights of examples.
     pub(crate) weighted_sum: f64,
+    /// Items.
+    pub(crate) n_items: usize,
     /// Trained tokens.
     pub(crate) tokens: usize,
     /// Mean over the micro-batches of their own means.
     pub(crate) mean_of_means: f64,
     /// Examples with a loss that is not finite.
     pub(crate) bad_examples: Vec<usize>,
+    /// Figures of preference pairs.
+    pub(crate) preference: Option<Figures>,
 }
 
 /// How one update went.
@@ -48,16 +54,16 @@ pub(crate) struct Applied {
     pub(crate) accepted: bool,
 }
 
-/// Runs the micro-batches of a window and sums their gradients, which are those of
-/// `Σ ω·CE / N` over the whole window, however it is cut.
+/// Runs the micro-batches of a window and sums their gradients, which are those of the objective over the whole window,
+/// however it is cut.
 ///
 /// After each micro-batch the sum is evaluated, so that its graph can be freed.
 pub(crate) fn window_gradients(
     model: &mut Model,
     optimizer: &Optimizer,
     window: &Window,
-    weight: &dyn Fn(usize) -> f64,
-    options: &SftOptions,
+    objective: &dyn Objective,
+    about: &About<'_>,
     step: usize,
 ) -> Result<WindowGradients> {
     let trainables: Vec<Array> = model.trainables().into_iter().map(|(_, value)| value).collect();
@@ -66,31 +72,28 @@ pub(crate) fn window_gradients(
         let mut losses = WindowLosses::default();
         let trained = window.micro_batches.iter().filter(|batch| batch.target_tokens > 0);
         for (index, batch) in trained.enumerate() {
-            let key = seeds::dropout_key(options.seed, step, index)?;
-            let (gradients, objective, nll) = micro_batch(
-                model,
-                &trainables,
-                batch,
-                weight,
-                scale_of(batch, window, options),
-                &key,
-                options,
-            )?;
-            let mut gradients = optimizer.gather(&gradients)?;
-            let mut objective = objective;
-            if let Some((sum, objectives)) = &total {
+            let of_batch = objective.of_batch(batch, window, about)?;
+            let key = seeds::dropout_key(about.options.seed, step, index)?;
+            let training = Training {
+                dropout_key: Some(&key),
+                activation_checkpointing: about.options.activation_checkpointing,
+            };
+            let (gradients, outcome) = differentiate(model, &trainables, &of_batch, training)?;
+            let (mut gradients, mut minimised) = (optimizer.gather(&gradients)?, outcome.objective);
+            if let Some((sum, minimised_so_far)) = &total {
                 gradients = sum.add(&gradients)?;
-                objective = objectives.add(objective)?;
+                minimised = minimised_so_far.add(minimised)?;
             }
-            eval(gradients.arrays().iter().chain([&objective, &nll]))?;
-            losses.add(batch, &nll, weight)?;
-            total = Some((gradients, objective));
+            eval(gradients.arrays().iter().chain([&minimised, &outcome.items]))?;
+            objective.account(batch, &outcome.items.to_vec_exact::<f32>()?, about, &mut losses);
+            losses.tokens += batch.target_tokens;
+            total = Some((gradients, minimised));
         }
-        let (gradients, objective) = total.ok_or(planish_loss::Error::NoTrainedTokens { rows: window.examples })?;
+        let (gradients, minimised) = total.ok_or(planish_loss::Error::NoTrainedTokens { rows: window.examples })?;
         losses.mean_of_means /= window.micro_batches.len() as f64;
         Ok(WindowGradients {
             gradients,
-            objective,
+            objective: minimised,
             losses,
         })
     })();
@@ -138,84 +141,55 @@ pub(crate) fn model_inputs(batch: &Batch) -> (Array, AttentionMask) {
 }
 
 /// Trained positions whose logits exist at one time.
-pub(crate) fn chunk_tokens(options: &SftOptions, trained: usize, vocab_size: usize) -> usize {
+pub(crate) fn chunk_tokens(options: &TrainOptions, trained: usize, vocab_size: usize) -> usize {
     let all_fit = trained * vocab_size * size_of::<f32>() <= LOGITS_BYTES;
     options
         .chunk_tokens
         .unwrap_or(if all_fit { trained.max(1) } else { CHUNK_TOKENS })
 }
 
-fn micro_batch(
+/// Cross-entropy of the trained positions, for training or, with `None`, as the model is used.
+pub(crate) fn token_losses(
+    model: &Model,
+    batch: &Batch,
+    positions: &TrainedPositions,
+    training: Option<Training<'_>>,
+    options: &TrainOptions,
+    loss: &TokenLossOptions,
+) -> Result<TokenLoss> {
+    let (ids, mask) = model_inputs(batch);
+    let hidden = match training {
+        Some(training) => model.hidden_for_training(&ids, &mask, training)?,
+        None => model.hidden(&ids, &mask, None)?,
+    };
+    let head = |states: &Array| Ok::<_, Error>(model.logits(states)?);
+    let chunk = chunk_tokens(options, positions.len(), model.config().vocab_size);
+    chunked_cross_entropy(&hidden, &head, positions, chunk, loss)
+}
+
+fn differentiate(
     model: &mut Model,
     trainables: &[Array],
-    batch: &Batch,
-    weight: &dyn Fn(usize) -> f64,
-    scale: f64,
-    dropout_key: &Array,
-    options: &SftOptions,
-) -> Result<(Vec<Array>, Array, Array)> {
-    let (ids, mask) = model_inputs(batch);
-    let positions = TrainedPositions::select(&batch.targets, &batch.target_weights)?;
-    let weights = token_weights(batch, &positions, weight);
-    let chunk = chunk_tokens(options, positions.len(), model.config().vocab_size);
+    of_batch: &BatchObjective<'_>,
+    training: Training<'_>,
+) -> Result<(Vec<Array>, Outcome)> {
     let all: Vec<usize> = (0..trainables.len()).collect();
-    let objective = |values: &[Array]| {
+    let forward = |values: &[Array]| {
         model.set_trainables(values)?;
-        let model = &*model;
-        let training = Training {
-            dropout_key: Some(dropout_key),
-            activation_checkpointing: options.activation_checkpointing,
-        };
-        let hidden = model.hidden_for_training(&ids, &mask, training)?;
-        let head = |states: &Array| Ok::<_, Error>(model.logits(states)?);
-        let loss = chunked_cross_entropy(&hidden, &head, &positions, chunk, &options.loss)?;
-        let objective = weighted_sum(&loss.objective, &weights)?.multiply(Array::from_f32(scale as f32))?;
-        Ok::<_, Error>(vec![objective, loss.nll])
+        let outcome = of_batch(model, training)?;
+        Ok::<_, Error>(vec![outcome.objective, outcome.items])
     };
-    let (mut outputs, gradients) = value_and_grad(objective, trainables, &all)?;
-    let nll = outputs.swap_remove(1);
-    Ok((gradients, outputs.swap_remove(0), nll))
-}
-
-/// What a token's loss is multiplied by, besides its own weight.
-fn scale_of(batch: &Batch, window: &Window, options: &SftOptions) -> f64 {
-    match options.reduction {
-        Reduction::TokenExact => 1.0 / window.target_tokens as f64,
-        Reduction::MeanOfMeans => 1.0 / (batch.target_tokens * window.micro_batches.len()) as f64,
-    }
-}
-
-fn token_weights(batch: &Batch, positions: &TrainedPositions, weight: &dyn Fn(usize) -> f64) -> Array {
-    let weighted = batch.weighted(weight);
-    let picked: Vec<f32> = positions.host_indices.iter().map(|&i| weighted[i as usize]).collect();
-    Array::from_slice(&picked, &[picked.len() as i32])
+    let (mut outputs, gradients) = value_and_grad(forward, trainables, &all)?;
+    let items = outputs.swap_remove(1);
+    let objective = outputs.swap_remove(0);
+    Ok((gradients, Outcome { objective, items }))
 }
 
 impl WindowLosses {
-    fn add(&mut self, batch: &Batch, nll: &Array, weight: &dyn Fn(usize) -> f64) -> Result<()> {
-        let values = nll.to_vec_exact::<f32>()?;
-        let mut next = 0;
-        let mut sum_of_batch = 0.0;
-        for segment in in_row_order(batch) {
-            let own = &values[next..next + segment.target_tokens];
-            next += segment.target_tokens;
-            let sum: f64 = own.iter().map(|&x| f64::from(x)).sum();
-            if !sum.is_finite() {
-                self.bad_examples.push(segment.example);
-            }
-            sum_of_batch += sum;
-            self.weighted_sum += weight(segment.example) * sum;
-        }
-        self.nll_sum += sum_of_batch;
-        self.tokens += values.len();
-        self.mean_of_means += sum_of_batch / values.len().max(1) as f64;
-        Ok(())
-    }
-
-    /// Cross-entropy a token.
+    /// Mean loss of the items.
     pub(crate) fn loss(&self, reduction: Reduction) -> f64 {
         match reduction {
-            Reduction::TokenExact => self.nll_sum / self.tokens as f64,
+            Reduction::TokenExact => self.sum / self.n_items as f64,
             Reduction::MeanOfMeans => self.mean_of_means,
         }
     }
@@ -233,13 +207,15 @@ mod tests {
     use std::path::Path;
 
     use planish_data::{BatchPlan, ChatTemplate, DataOptions, Dataset, PlanOptions, TemplateOptions, Tokenizer};
-    use planish_loss::{TokenLossOptions, cross_entropy};
+    use planish_loss::{cross_entropy, weighted_sum};
     use planish_nn::{LoadOptions, LoraConfig};
 
     use super::*;
     use crate::optimizer::{Groups, Rule};
+    use crate::recipes::sft::Sft;
+    use crate::weighting::ExampleWeights;
 
-    fn tiny() -> (Model, Dataset) {
+    fn tiny(n_rows: usize, nudge: f32) -> (Model, Dataset) {
         let dir = Path::new(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/../planish-nn/tests/fixtures/tiny-llama-1m"
@@ -259,7 +235,7 @@ mod tests {
             .trainables()
             .iter()
             .enumerate()
-            .map(|(i, (_, v))| nudged(v, i))
+            .map(|(i, (_, v))| nudged(v, i, nudge))
             .collect();
         model.set_trainables(&moved).unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -273,8 +249,13 @@ mod tests {
             row("What?", "Tea."),
             row("Who is there now?", "It is Emma, and Mr. Knightley with her."),
             row("Where?", "In Bath."),
+            row("When?", "In the morning, before the others are down."),
+            row("Is it far?", "Not at all."),
+            row("Will Harriet come?", "She will, if the weather allows it."),
+            row("And her letter?", "It is on the table."),
+            row("Why?", "I cannot tell."),
         ];
-        std::fs::write(&file, rows.join("\n")).unwrap();
+        std::fs::write(&file, rows[..n_rows].join("\n")).unwrap();
         let tokenizer = Tokenizer::from_dir(dir).unwrap();
         let template = ChatTemplate::from_dir(dir, &tokenizer, &TemplateOptions::default()).unwrap();
         let options = DataOptions {
@@ -287,10 +268,11 @@ mod tests {
         )
     }
 
-    fn nudged(value: &Array, seed: usize) -> Array {
+    fn nudged(value: &Array, seed: usize, size: f32) -> Array {
         let noise: Vec<f32> = (0..value.size())
-            .map(|i| ((i * 37 + seed * 11) % 17) as f32 * 0.002 - 0.016)
+            .map(|i| ((i * 37 + seed * 11) % 17) as f32 / 8.0 - 1.0)
             .collect();
+        let noise: Vec<f32> = noise.iter().map(|x| x * size).collect();
         value.add(Array::from_slice(&noise, value.shape())).unwrap()
     }
 
@@ -311,13 +293,13 @@ mod tests {
 
     #[test]
     fn gradient_matches_full_logits_and_finite_differences() {
-        let (mut model, data) = tiny();
-        let options = SftOptions {
+        let (mut model, data) = tiny(3, 0.016);
+        let options = TrainOptions {
             batch_size: 2,
             accumulation: 2,
             max_seq_length: 64,
             chunk_tokens: Some(5),
-            ..SftOptions::default()
+            ..TrainOptions::default()
         };
         let plan = BatchPlan::new(
             &data,
@@ -330,10 +312,16 @@ mod tests {
         )
         .unwrap();
         let window = plan.window(&data, 0, 0).unwrap();
-        let weight = |example: usize| [0.5, 1.25, 2.0][example];
+        let of_examples = [0.5, 1.25, 2.0];
+        let weights = ExampleWeights::fixed(&of_examples);
+        let about = About {
+            options: &options,
+            weights: &weights,
+        };
+        let weight = |example: usize| of_examples[example];
         let named = model.trainables();
         let optimizer = Optimizer::new(Rule::adamw(), Groups::default(), &named).unwrap();
-        let found = window_gradients(&mut model, &optimizer, &window, &weight, &options, 0).unwrap();
+        let found = window_gradients(&mut model, &optimizer, &window, &Sft, &about, 0).unwrap();
         let found = planish_mlx::host::to_f32_vec(&found.gradients.arrays()[0]).unwrap();
 
         let start: Vec<Array> = named.iter().map(|(_, v)| v.clone()).collect();
@@ -382,5 +370,79 @@ mod tests {
             "{difference} is not {}",
             norm(&plain)
         );
+    }
+
+    /// The gradient of one window over eight rows, flat, and its loss.
+    fn of_window(options: &TrainOptions, reversed: bool, nudge: f32) -> (Vec<f32>, f64) {
+        let (mut model, data) = tiny(8, nudge);
+        let plan = PlanOptions {
+            batch_size: options.batch_size,
+            accumulation: options.accumulation,
+            max_seq_length: 64,
+            packing: options.packing,
+            ..PlanOptions::default()
+        };
+        let mut window = BatchPlan::new(&data, &plan).unwrap().window(&data, 0, 0).unwrap();
+        assert_eq!(window.examples, 8);
+        if reversed {
+            window.micro_batches = window.micro_batches.iter().map(reversed_rows).collect();
+        }
+        let optimizer = Optimizer::new(Rule::adamw(), Groups::default(), &model.trainables()).unwrap();
+        let weights = ExampleWeights::fixed(&[0.5, 1.25, 2.0, 1.0, 0.75, 1.5, 0.25, 0.75]);
+        let about = About {
+            options,
+            weights: &weights,
+        };
+        let found = window_gradients(&mut model, &optimizer, &window, &Sft, &about, 0).unwrap();
+        let gradient = planish_mlx::host::to_f32_vec(&found.gradients.arrays()[0]).unwrap();
+        (gradient, found.losses.weighted_sum)
+    }
+
+    /// The same batch with its rows in the other order.
+    fn reversed_rows(batch: &Batch) -> Batch {
+        fn flip<T: Copy>(values: &[T], length: usize) -> Vec<T> {
+            values.chunks(length).rev().flatten().copied().collect()
+        }
+        let mut other = batch.clone();
+        other.inputs = flip(&batch.inputs, batch.length);
+        other.targets = flip(&batch.targets, batch.length);
+        other.target_weights = flip(&batch.target_weights, batch.length);
+        other
+            .segments
+            .iter_mut()
+            .for_each(|segment| segment.row = batch.rows - 1 - segment.row);
+        other
+    }
+
+    #[test]
+    fn weighted_gradient_does_not_depend_on_cut_packing_or_order() {
+        let cut = |batch_size, accumulation, packing| TrainOptions {
+            batch_size,
+            accumulation,
+            packing,
+            max_seq_length: 64,
+            ..TrainOptions::default()
+        };
+        for nudge in [0.0, 0.002, 0.016] {
+            let (whole, loss) = of_window(&cut(8, 1, false), false, nudge);
+            let norm = |v: &[f32]| v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            let others = [
+                ("4x2", cut(4, 2, false), false),
+                ("2x4", cut(2, 4, false), false),
+                ("1x8", cut(1, 8, false), false),
+                ("packed", cut(8, 1, true), false),
+                ("reversed", cut(8, 1, false), true),
+            ];
+            for (name, options, reversed) in others {
+                let (other, other_loss) = of_window(&options, reversed, nudge);
+                let off: Vec<f32> = whole.iter().zip(&other).map(|(a, b)| a - b).collect();
+                let (share, of_loss) = (norm(&off) / norm(&whole), (other_loss / loss - 1.0).abs());
+                println!("nudge {nudge} {name}: gradient {share:.1e}, loss {of_loss:.1e}");
+                // Measured 3e-6 to 1.4e-5: queries and keys of the first block, whose gradients are small differences of
+                // attention's large ones; packing also turns them further, where f32 angles are coarser.
+                assert!(share <= 2e-5, "{name}: {share}");
+                assert!(of_loss <= 1e-6, "{name}: {other_loss} {loss}");
+            }
+        }
     }
 }

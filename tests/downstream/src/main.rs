@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use planish_data::{ChatTemplate, DataOptions, Dataset, TemplateOptions, Tokenizer};
 use planish_nn::{LoadOptions, Model};
-use planish_train::recipes::sft::Sft;
-use planish_train::{Event, Length, SftOptions};
+use planish_train::Trainer;
+use planish_train::{Event, Length, TrainOptions};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut paths: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
@@ -32,16 +32,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (rows, _) = Dataset::load(data, &tokenizer, template.as_ref(), &DataOptions::default())?;
     let (mut model, _) = Model::load(base, &LoadOptions::default())?;
 
-    let options = SftOptions {
+    let options = TrainOptions {
         length: Length::Steps(1),
-        ..SftOptions::default()
+        ..TrainOptions::default()
     };
     let mut print = |event: &Event| {
         if let Event::Step(step) = event {
             println!("step {}: loss {:.3}", step.position.step, step.loss);
         }
     };
-    let summary = Sft::new(options, &rows, out).run(&mut model, &mut print)?;
+    let summary = Trainer::new(options, &rows, out).run(&mut model, &mut print)?;
     println!(
         "{} trained tokens, adapter in {}",
         summary.tokens,

@@ -90,7 +90,7 @@ fn show_rows(data: &Path, model: &Path, rows: usize, assignments: &[String]) -> 
     let config = builder.build()?;
     let context = ModelConfig::from_file(&model.join("config.json"))?.max_position_embeddings;
     let options = data::options(&config, data::max_seq_length(config.train.max_seq_length, context)?)?;
-    let text = Text::of_model(model)?;
+    let text = Text::configured(model, &config, None)?;
     let file = if data.is_dir() {
         SplitFiles::find(data)?.train
     } else {

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use planish_core::run_config::RunConfig;
 use planish_data::Dataset;
-use planish_train::{SftOptions, evaluate};
+use planish_train::{TrainOptions, evaluate};
 use serde_json::json;
 
 use crate::data::{self, Text};
@@ -35,10 +35,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for warning in report.warnings() {
         output::note(&format!("warning: {}: {warning}", args.data.display()));
     }
-    let options = SftOptions {
+    let options = TrainOptions {
         batch_size: args.batch_size,
         max_seq_length,
-        ..SftOptions::default()
+        ..TrainOptions::default()
     };
     options.check()?;
     let found = evaluate(&model, &data, &options, None, None)?;

@@ -1,4 +1,6 @@
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use planish_checkpoint::tensors::TensorStore;
@@ -9,9 +11,8 @@ use planish_core::units::format_duration;
 use planish_data::{Rungs, Split, Splits};
 use planish_mlx::memory;
 use planish_nn::{LoadOptions, Model};
-use planish_train::recipes::sft::Sft;
-use planish_train::{End, Identity, Resume, SftOptions, StopFlag, Summary};
-use serde_json::{Map, json};
+use planish_train::{End, Identity, Resume, StopFlag, Summary, TrainOptions, Trainer};
+use serde_json::{Map, Value, json};
 
 use crate::data::{self, Text};
 use crate::failure::{Interrupted, usage};
@@ -40,6 +41,9 @@ pub(crate) struct Args {
     /// Set any key of the configuration, such as lora.rank=16; may be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     assignments: Vec<String>,
+    /// Train with the arithmetic, the batches and the defaults of another program, for comparing with it
+    #[arg(long, value_name = "PROGRAM", value_parser = ["mlx-lm"])]
+    compat: Option<String>,
     /// Go on from the newest whole checkpoint in the output folder, to the same bits
     #[arg(long)]
     resume: bool,
@@ -78,6 +82,7 @@ fn configuration(args: &Args) -> Result<RunConfig> {
         ("--data", "data.path", &args.data),
         ("--out", "train.out", &args.out),
         ("--backend", "backend.device", &args.backend),
+        ("--compat", "train.compat", &args.compat),
     ];
     for (flag, key, value) in flags {
         if let Some(value) = value {
@@ -94,7 +99,8 @@ fn train(config: &RunConfig, resume: Resume) -> Result<Summary> {
 
     let context = ModelConfig::from_file(&model_dir.join("config.json"))?.max_position_embeddings;
     let max_seq_length = data::max_seq_length(config.train.max_seq_length, context)?;
-    let text = Text::of_model(model_dir)?;
+    let now = template_time(out, resume)?;
+    let text = Text::configured(model_dir, config, Some(now))?;
     let options = data::options(config, max_seq_length)?;
     let splits = Splits::load(data_path, &text.tokenizer, text.template.as_ref(), &options)?;
     warn_about(&splits);
@@ -105,27 +111,91 @@ fn train(config: &RunConfig, resume: Resume) -> Result<Summary> {
     }
     let (mut base, _) = Model::load(model_dir, &LoadOptions::default())?;
 
-    let options = SftOptions {
+    let options = TrainOptions {
         max_seq_length,
         rungs: rungs(device),
-        ..SftOptions::from_config(config)?
+        ..TrainOptions::from_config(config)?
     };
-    let mut sft = Sft::new(options, &splits.train.data, out)
+    let mut setup = Trainer::new(options, &splits.train.data, out)
         .config(config)
         .stop(&stop_on_ctrl_c()?)
         .resume(resume)
         .identity(identity(model_dir, &text)?);
-    sft = sft.context(Map::from_iter([
+    setup = setup.context(Map::from_iter([
         (
             "versions".into(),
             json!({"planish": env!("CARGO_PKG_VERSION"), "mlx": planish_mlx::version()?}),
         ),
         ("backend".into(), device.word().into()),
+        ("model".into(), model_dir.display().to_string().into()),
+        ("data".into(), statistics(&splits)),
+        (TEMPLATE_TIME.into(), now.into()),
     ]));
-    if let Some(valid) = &splits.valid {
-        sft = sft.valid(&valid.data);
+    let samples = &config.logging;
+    setup = setup.samples(&text.tokenizer, samples.samples, samples.sample_tokens);
+    if let Some(limit) = config.backend.memory_limit {
+        setup = setup.memory_budget(limit.0);
     }
-    Ok(sft.run(&mut base, &mut TrainView::new(model_dir, device))?)
+    if let Some(skipped) = skipped_rows(&splits)? {
+        setup = setup.file("data_skipped.jsonl", skipped);
+    }
+    if let Some(valid) = &splits.valid {
+        setup = setup.valid(&valid.data);
+    }
+    Ok(setup.run(&mut base, &mut TrainView::new(model_dir, device))?)
+}
+
+/// The name of what chat templates took for the time, in the first line of `metrics.jsonl`.
+const TEMPLATE_TIME: &str = "template_time";
+
+/// Seconds since 1970 that chat templates see: now, or what they saw when the run that goes on was started, so that a
+/// template with a date in it renders the same rows.
+fn template_time(out: &Path, resume: Resume) -> Result<i64> {
+    let path = out.join("metrics.jsonl");
+    if resume == Resume::Exact && path.exists() {
+        let file = std::fs::File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut line = String::new();
+        BufReader::new(file)
+            .read_line(&mut line)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let plan: Option<Value> = serde_json::from_str(&line).ok();
+        if let Some(time) = plan.and_then(|plan| plan[TEMPLATE_TIME].as_i64()) {
+            return Ok(time);
+        }
+    }
+    let since = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    Ok(i64::try_from(since.as_secs())?)
+}
+
+/// Figures of the data, for `planish report`.
+fn statistics(splits: &Splits) -> Value {
+    let of = |split: &Split| {
+        let report = &split.report;
+        json!({
+            "path": split.data.path().display().to_string(),
+            "format": report.format.name(),
+            "rows": report.rows,
+            "examples": report.examples,
+            "tokens": report.tokens,
+            "trained_tokens": report.targets,
+            "truncated_rows": report.truncated_rows,
+            "skipped_rows": report.skipped.len(),
+            "duplicates": report.duplicates,
+            "length_median": report.lengths.median,
+            "length_p90": report.lengths.p90,
+            "length_max": report.lengths.max,
+        })
+    };
+    json!({"train": of(&splits.train), "valid": splits.valid.as_ref().map(of)})
+}
+
+/// The faulty rows that were left out, as JSON lines.
+fn skipped_rows(splits: &Splits) -> Result<Option<Vec<u8>>> {
+    let mut lines = Vec::new();
+    for split in [Some(&splits.train), splits.valid.as_ref()].into_iter().flatten() {
+        split.report.write_skipped(&mut lines)?;
+    }
+    Ok(Some(lines).filter(|lines| !lines.is_empty()))
 }
 
 /// What must be the same when the run goes on.

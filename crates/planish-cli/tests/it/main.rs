@@ -11,3 +11,4 @@ mod leaving;
 mod model_commands;
 mod run;
 mod train_command;
+mod training_kinds;

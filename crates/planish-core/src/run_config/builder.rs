@@ -5,11 +5,31 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{RunConfig, Setting};
+use super::{Compat, RunConfig, Setting};
 use crate::{Error, Result, suggest};
 
 /// Keys that say one thing in two ways: giving one unsets the other.
 const EXCLUSIVE: [[&str; 2]; 2] = [["lora.alpha", "lora.scale"], ["train.steps", "train.epochs"]];
+
+/// The defaults of mlx-lm 0.32 where they differ from ours; `train.compat = "mlx-lm"` puts them under every other source.
+const MLX_LM_DEFAULTS: [(&str, &str); 16] = [
+    ("optimizer.name", "adam"),
+    ("optimizer.learning_rate", "1e-5"),
+    ("optimizer.clip_norm", "0"),
+    ("schedule.name", "constant"),
+    ("schedule.warmup_steps", "0"),
+    ("lora.rank", "8"),
+    ("lora.scale", "20"),
+    ("lora.layers", "16"),
+    ("train.steps", "1000"),
+    ("train.batch_size", "4"),
+    ("train.eval_every", "200"),
+    ("train.val_batches", "25"),
+    ("train.save_best", "false"),
+    ("checkpoint.every", "100"),
+    ("logging.report_every", "10"),
+    ("train.accumulation", "1"),
+];
 
 /// Collects values; the order of calls does not matter between sources, and within one the last value wins.
 #[derive(Debug, Default)]
@@ -28,6 +48,7 @@ struct Assignment {
 /// Where a value comes from; later ones win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Source {
+    Preset,
     File,
     Set,
     Flag,
@@ -105,6 +126,12 @@ impl RunConfigBuilder {
     /// range or at odds with another.
     pub fn build(mut self) -> Result<RunConfig> {
         self.refuse_conflicts()?;
+        if self.wants_mlx_lm() {
+            for (key, value) in MLX_LM_DEFAULTS {
+                let origin = format!("the defaults of mlx-lm: {key}={value}");
+                self.assign(Source::Preset, origin, key.into(), Value::Text(value.into()))?;
+            }
+        }
         self.assignments.sort_by_key(|assignment| assignment.source);
         let mut config = RunConfig::default();
         for assignment in &self.assignments {
@@ -139,6 +166,16 @@ impl RunConfigBuilder {
             }),
         }
         Ok(())
+    }
+
+    /// What the strongest source says of `train.compat`.
+    fn wants_mlx_lm(&self) -> bool {
+        let given = self
+            .assignments
+            .iter()
+            .filter(|assignment| assignment.key == "train.compat");
+        let strongest = given.max_by_key(|assignment| assignment.source);
+        strongest.and_then(|assignment| assignment.value.parse()) == Some(Compat::MlxLm)
     }
 
     fn refuse_conflicts(&self) -> Result<()> {
@@ -297,6 +334,44 @@ mod tests {
         assert_eq!(
             (config.lora.rank, config.train.seed, config.optimizer.eps),
             (3, 2, 1e-3)
+        );
+    }
+
+    #[test]
+    fn mlx_lm_brings_its_defaults_under_everything_given() {
+        let builder = RunConfig::builder().set("train.compat=mlx-lm").unwrap();
+        let builder = builder
+            .text("[optimizer]\nlearning_rate = 2e-5\n[lora]\nalpha = 8", "x")
+            .unwrap();
+        let config = builder.build().unwrap();
+        assert_eq!(
+            (config.optimizer.name.word(), config.optimizer.learning_rate),
+            ("adam", 2e-5)
+        );
+        assert_eq!(
+            (config.lora.scale(), config.lora.layers, config.train.steps),
+            (1.0, 16, Some(1000))
+        );
+        let again = RunConfig::builder()
+            .text(&config.to_toml(), "x")
+            .unwrap()
+            .build()
+            .unwrap();
+        assert_eq!(again, config);
+        let error = RunConfig::builder().set("train.compat=mlx-lm").unwrap();
+        let error = error
+            .set("optimizer.name=muon")
+            .unwrap()
+            .build()
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("adam or adamw"), "{error}");
+        assert!(
+            RunConfig::builder()
+                .set("data.mask_prompt=true")
+                .unwrap()
+                .build()
+                .is_err()
         );
     }
 

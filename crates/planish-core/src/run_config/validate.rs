@@ -1,6 +1,6 @@
 //! Ranges of single values, and values that must agree.
 
-use super::{DistrustMode, RunConfig};
+use super::{Compat, DistrustMode, LoraInit, LoraMethod, LossName, OptimizerName, RunConfig};
 use crate::target_modules::Blocks;
 
 /// The keys involved (the one to change first), what they hold, and the rule.
@@ -39,6 +39,28 @@ impl RunConfig {
         )?;
         not_empty("lora.targets", &lora.targets)?;
         not_empty("data.train_roles", &data.train_roles)?;
+
+        let pissa = lora.init == LoraInit::Pissa;
+        let keys = ["lora.init", "lora.method"];
+        let fits = !pissa || lora.method == LoraMethod::Lora;
+        together(&keys, lora.init, fits, "zero, unless the method is lora")?;
+        let keys = ["lora.start", "lora.init"];
+        together(
+            &keys,
+            "a folder",
+            !(pissa && lora.start.is_some()),
+            "unset with init = pissa",
+        )?;
+        let keys = ["lora.rank_stabilized", "lora.scale"];
+        let fits = !(lora.rank_stabilized && lora.scale.is_some());
+        together(&keys, true, fits, "false where lora.scale gives the factor itself")?;
+        let keys = ["data.train_prompt", "data.last_turn_only"];
+        together(
+            &keys,
+            true,
+            !(data.train_prompt && data.last_turn_only),
+            "one of the two",
+        )?;
 
         at_least("train.steps", train.steps, 1)?;
         positive("train.epochs", train.epochs)?;
@@ -87,6 +109,8 @@ impl RunConfig {
         at_least("loss.chunk_tokens", loss.chunk_tokens, 1)?;
         share("loss.label_smoothing", loss.label_smoothing)?;
         not_negative("loss.z_loss", loss.z_loss)?;
+        positive("loss.beta", Some(loss.beta))?;
+        not_negative("loss.lambda", loss.lambda)?;
         rule(
             "loss.distrust.alpha",
             distrust.alpha,
@@ -106,9 +130,54 @@ impl RunConfig {
             not_negative("loss.distrust.lambda", lambda)?;
         }
 
+        at_least("train.val_batches", train.val_batches, 1)?;
+        self.validate_compat()?;
+
         at_least("checkpoint.every", checkpoint.every, 1)?;
         at_least("checkpoint.keep_last", Some(checkpoint.keep_last), 1)?;
         at_least("logging.report_every", Some(logging.report_every), 1)
+    }
+}
+
+impl RunConfig {
+    /// What mlx-lm does not have cannot be asked for in its name, and its own keys mean nothing without it.
+    fn validate_compat(&self) -> Result<(), Problem> {
+        let Self {
+            data,
+            train,
+            optimizer,
+            loss,
+            distrust,
+            ..
+        } = self;
+        let on = train.compat == Compat::MlxLm;
+        let key = |key| [key, "train.compat"];
+        let only = "unset, unless train.compat is mlx-lm";
+        together(&key("data.mask_prompt"), true, on || !data.mask_prompt, only)?;
+        together(
+            &key("train.batch_order"),
+            "a file",
+            on || train.batch_order.is_none(),
+            only,
+        )?;
+        let without = |name: &str| format!("{name}: mlx-lm has nothing else");
+        let is_adam = matches!(optimizer.name, OptimizerName::Adam | OptimizerName::Adamw);
+        together(
+            &key("optimizer.name"),
+            optimizer.name,
+            !on || is_adam,
+            "adam or adamw with train.compat = mlx-lm",
+        )?;
+        let plain = loss.name == LossName::CrossEntropy;
+        together(&key("loss.name"), loss.name, !on || plain, &without("cross_entropy"))?;
+        together(
+            &key("data.packing"),
+            data.packing,
+            !on || !data.packing,
+            &without("false"),
+        )?;
+        let off = distrust.mode == DistrustMode::Off;
+        together(&key("loss.distrust.mode"), distrust.mode, !on || off, &without("off"))
     }
 }
 
@@ -220,6 +289,8 @@ mod tests {
             ("schedule.decay_share=0", "above 0 and at most 1"),
             ("loss.label_smoothing=1", "at least 0 and below 1"),
             ("loss.z_loss=-1", "0 or above"),
+            ("loss.beta=0", "above 0"),
+            ("loss.lambda=-1", "0 or above"),
             ("loss.chunk_tokens=0", "at least 1"),
             ("loss.distrust.alpha=2", "from 2.3 to 3"),
             ("loss.distrust.floor=1", "at least 0 and below 1"),

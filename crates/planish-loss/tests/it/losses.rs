@@ -370,7 +370,19 @@ fn chunks_need_less_than_a_quarter_of_the_memory() {
     if !alone("losses::chunks_need_less_than_a_quarter_of_the_memory") {
         return;
     }
-    let (tokens, vocabulary, dims) = (2048, 16_384, 16);
+    peaks_of(2048, 16_384, 128);
+}
+
+/// `cargo test -p planish-loss --test it -- --ignored --nocapture` prints the figures; the full loss takes some 8 GB.
+#[test]
+#[ignore = "takes 8 GB"]
+fn chunks_need_less_than_a_quarter_at_vocabulary_128k_and_4096_tokens() {
+    peaks_of(4096, 131_072, 1024);
+}
+
+#[allow(clippy::print_stdout)] // A figure of record.
+fn peaks_of(tokens: i32, vocabulary: i32, chunk_tokens: usize) {
+    let dims = 16;
     let hidden = Array::from_slice(&noise((tokens * dims) as usize, 3), &[1, tokens, dims]);
     let head = Array::from_slice(&noise((vocabulary * dims) as usize, 4), &[vocabulary, dims]);
     let targets: Vec<i32> = (0..tokens).map(|i| i * 7 % vocabulary).collect();
@@ -393,7 +405,12 @@ fn chunks_need_less_than_a_quarter_of_the_memory() {
             .sum(false)
             .unwrap()
     });
-    let (chunks, chunk_peak) = peak(&|h| chunked(h, &head, &positions, 128, &o).objective.sum(false).unwrap());
+    let (chunks, chunk_peak) = peak(&|h| {
+        chunked(h, &head, &positions, chunk_tokens, &o)
+            .objective
+            .sum(false)
+            .unwrap()
+    });
     assert!((full / chunks - 1.0).abs() < 1e-5);
     println!("peak: {full_peak} bytes in one piece, {chunk_peak} in chunks");
     assert!(chunk_peak * 4 < full_peak, "{chunk_peak} of {full_peak}");

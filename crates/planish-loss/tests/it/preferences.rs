@@ -39,19 +39,20 @@ fn gradients(input: &[f64], loss: impl Fn(&PairLogProbabilities) -> Array) -> (f
 fn dpo_equals_its_formula_and_finite_differences() {
     let reference = ([-12.0, -3.5, -40.0], [-10.0, -3.0, -20.0]);
     let policy = [-11.0, -3.0, -60.0, -14.0, -2.0, -19.0];
-    for smoothing in [0.0, 0.1] {
+    for (smoothing, asked) in [(0.0, [0.0; 3]), (0.1, [0.0; 3]), (0.1, [0.5, 0.0, 2.0])] {
         let options = DpoOptions {
             beta: 0.3,
             label_smoothing: smoothing as f32,
         };
         let formula = |x: &[f64]| {
-            let margins = (0..3).map(|i| 0.3 * ((x[i] - reference.0[i]) - (x[i + 3] - reference.1[i])));
+            let margins = (0..3).map(|i| 0.3 * ((x[i] - reference.0[i]) - (x[i + 3] - reference.1[i])) - asked[i]);
             margins
                 .map(|m| -(1.0 - smoothing) * log_sigmoid(m) - smoothing * log_sigmoid(-m))
                 .sum::<f64>()
         };
         let frozen = pairs(&reference.0, &reference.1);
-        let (value, found) = gradients(&policy, |p| dpo(p, &frozen, &options).unwrap().losses);
+        let wanted = Array::from_slice(&asked.map(|m| m as f32), &[3]);
+        let (value, found) = gradients(&policy, |p| dpo(p, &frozen, Some(&wanted), &options).unwrap().losses);
         assert!((f64::from(value) / formula(&policy) - 1.0).abs() < 1e-5);
         assert_close(&found, &gradient(formula, &policy), 1e-4);
     }
@@ -62,6 +63,7 @@ fn dpo_rewards_are_scaled_log_ratios() {
     let loss = dpo(
         &pairs(&[-3.0], &[-8.0]),
         &pairs(&[-5.0], &[-7.0]),
+        None,
         &DpoOptions::default(),
     )
     .unwrap();
@@ -74,6 +76,7 @@ fn dpo_stays_finite_far_from_the_reference() {
     let loss = dpo(
         &pairs(&[-5000.0], &[-1.0]),
         &pairs(&[-1.0], &[-5000.0]),
+        None,
         &DpoOptions::default(),
     )
     .unwrap();
@@ -123,6 +126,7 @@ fn err_preference_settings_and_shapes() {
             dpo(
                 &one,
                 &one,
+                None,
                 &DpoOptions {
                     beta,
                     label_smoothing: 0.0
@@ -135,6 +139,7 @@ fn err_preference_settings_and_shapes() {
         dpo(
             &one,
             &one,
+            None,
             &DpoOptions {
                 beta: 0.1,
                 label_smoothing: 0.5
@@ -143,7 +148,7 @@ fn err_preference_settings_and_shapes() {
         .is_err()
     );
     assert!(matches!(
-        dpo(&one, &pairs(&[-1.0, -2.0], &[-1.0, -2.0]), &DpoOptions::default()),
+        dpo(&one, &pairs(&[-1.0, -2.0], &[-1.0, -2.0]), None, &DpoOptions::default()),
         Err(Error::ShapeMismatch { .. })
     ));
     assert!(orpo(&one, -0.1).is_err());

@@ -1,6 +1,9 @@
 //! Integration tests of training.
 #![allow(clippy::unwrap_used)] // helpers of tests may panic
 
+mod memory;
 mod optimizers;
+mod preference;
 mod sft;
+mod variants;
 mod world;

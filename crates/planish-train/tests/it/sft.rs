@@ -5,14 +5,15 @@ use planish_loss::distrust::{Mode, Weighting};
 use planish_mlx::{Array, host::to_f32_vec};
 use planish_nn::Trainable;
 use planish_train::{
-    DistrustOptions, End, Error, Event, Length, Resume, SftOptions, StopFlag, Tuning, evaluate, recipes::sft::Sft,
+    DistrustOptions, End, Error, Event, Length, Resume, StopFlag, TrainOptions, Trainer, Tuning, evaluate,
     schedule::Shape,
 };
 
+use crate::memory::alone;
 use crate::world::{Trained, World, chat, lora, options, relative_distance, tiny_model, train, uneven_rows, values};
 
-fn constant(steps: usize) -> SftOptions {
-    SftOptions {
+fn constant(steps: usize) -> TrainOptions {
+    TrainOptions {
         shape: Shape::Constant,
         ..options(steps)
     }
@@ -25,7 +26,7 @@ fn full_tuning_learns_one_answer_by_heart() {
     let rows = [chat("What is it?", "It is yes.")];
     let data = world.data("train.jsonl", &rows);
     let run = train(
-        SftOptions {
+        TrainOptions {
             tuning: Tuning::Full,
             learning_rate: 2e-3,
             batch_size: 1,
@@ -60,7 +61,7 @@ fn adapters_lower_the_loss_and_leave_the_base_alone() {
         values(&model.trainables())
     };
     let run = train(
-        SftOptions {
+        TrainOptions {
             batch_size: 8,
             ..constant(30)
         },
@@ -83,7 +84,7 @@ fn events_begin_with_the_plan_and_end_with_the_summary() {
     let world = World::new();
     let data = world.data("train.jsonl", &uneven_rows(6));
     let run = train(
-        SftOptions {
+        TrainOptions {
             batch_size: 2,
             ..options(4)
         },
@@ -102,10 +103,10 @@ fn events_begin_with_the_plan_and_end_with_the_summary() {
 }
 
 /// One update over the same 8 rows, cut in different ways.
-fn one_update(world: &World, name: &str, change: SftOptions) -> Trained {
+fn one_update(world: &World, name: &str, change: TrainOptions) -> Trained {
     let data = world.data(&format!("{name}.jsonl"), &uneven_rows(8));
     let run = train(
-        SftOptions {
+        TrainOptions {
             length: Length::Steps(1),
             ..change
         },
@@ -120,7 +121,7 @@ fn one_update(world: &World, name: &str, change: SftOptions) -> Trained {
 #[test]
 fn an_update_does_not_depend_on_how_its_window_is_cut() {
     let world = World::new();
-    let cut = |batch_size, accumulation| SftOptions {
+    let cut = |batch_size, accumulation| TrainOptions {
         batch_size,
         accumulation,
         ..constant(1)
@@ -137,21 +138,21 @@ fn an_update_does_not_depend_on_how_its_window_is_cut() {
         ("1x8", cut(1, 8)),
         (
             "packed",
-            SftOptions {
+            TrainOptions {
                 packing: true,
                 ..cut(8, 1)
             },
         ),
         (
             "chunks",
-            SftOptions {
+            TrainOptions {
                 chunk_tokens: Some(7),
                 ..cut(4, 2)
             },
         ),
         (
             "checkpointing",
-            SftOptions {
+            TrainOptions {
                 activation_checkpointing: true,
                 ..cut(8, 1)
             },
@@ -179,7 +180,7 @@ fn validation_loss_does_not_depend_on_batch_size_or_packing() {
         evaluate(
             &model,
             &data,
-            &SftOptions {
+            &TrainOptions {
                 batch_size,
                 packing,
                 ..options(1)
@@ -208,7 +209,7 @@ fn remainder_rows_are_trained() {
     let world = World::new();
     let ten = world.data("ten.jsonl", &uneven_rows(10));
     let run = train(
-        SftOptions {
+        TrainOptions {
             length: Length::Epochs(2.0),
             ..constant(1)
         },
@@ -241,8 +242,8 @@ fn rows_with_provenance(pairs: &[(f64, f64)]) -> Vec<String> {
     rows.iter().zip(pairs).map(with).collect()
 }
 
-fn distrust(mode: Mode, lambda: f64) -> SftOptions {
-    SftOptions {
+fn distrust(mode: Mode, lambda: f64) -> TrainOptions {
+    TrainOptions {
         distrust: DistrustOptions {
             mode,
             lambda,
@@ -322,7 +323,7 @@ fn err_distrust_without_provenance_and_with_too_few_examples() {
     let plain = world.data("plain.jsonl", &uneven_rows(4));
     let refuse = |data, name: &str| {
         let options = distrust(Mode::Weight, 1.0);
-        Sft::new(options, data, &world.path(name))
+        Trainer::new(options, data, &world.path(name))
             .run(&mut tiny_model(), &mut planish_train::Silent)
             .unwrap_err()
     };
@@ -335,7 +336,7 @@ fn err_distrust_without_provenance_and_with_too_few_examples() {
     let mut rows = vec![(0.99, 0.0); 40];
     rows.push((0.0, 10.0));
     let lopsided = world.data("lopsided.jsonl", &rows_with_provenance(&rows));
-    let options = SftOptions {
+    let options = TrainOptions {
         distrust: DistrustOptions {
             mode: Mode::Weight,
             weighting: Weighting {
@@ -347,7 +348,7 @@ fn err_distrust_without_provenance_and_with_too_few_examples() {
         },
         ..constant(1)
     };
-    let refused = Sft::new(options, &lopsided, &world.path("x")).run(&mut tiny_model(), &mut planish_train::Silent);
+    let refused = Trainer::new(options, &lopsided, &world.path("x")).run(&mut tiny_model(), &mut planish_train::Silent);
     assert!(
         matches!(
             refused,
@@ -372,10 +373,10 @@ fn timeless(lines: &[serde_json::Value]) -> Vec<serde_json::Value> {
     lines
 }
 
-fn resumable() -> SftOptions {
+fn resumable() -> TrainOptions {
     let mut lora = lora();
     lora.dropout = 0.1;
-    SftOptions {
+    TrainOptions {
         tuning: Tuning::Adapters(Box::new(lora)),
         batch_size: 2,
         accumulation: 2,
@@ -399,7 +400,7 @@ fn resume_equals_straight_run_bit_for_bit() {
     };
     let data = world.data_with("train.jsonl", &rows, &read);
     let valid = world.data_with("valid.jsonl", &rows[..4], &read);
-    let mut options = SftOptions {
+    let mut options = TrainOptions {
         max_seq_length: 64,
         ..resumable()
     };
@@ -418,12 +419,12 @@ fn resume_equals_straight_run_bit_for_bit() {
         if stop_at == 1 {
             stop.stop();
         }
-        let first = Sft::new(options.clone(), &data, &out).valid(&valid).stop(&stop);
+        let first = Trainer::new(options.clone(), &data, &out).valid(&valid).stop(&stop);
         let first = first.run(&mut tiny_model(), &mut watch).unwrap();
         assert_eq!((first.end, first.position.step), (End::Interrupted, stop_at));
 
         let mut model = tiny_model();
-        let again = Sft::new(options.clone(), &data, &out)
+        let again = Trainer::new(options.clone(), &data, &out)
             .valid(&valid)
             .resume(Resume::Exact);
         let summary = again.run(&mut model, &mut planish_train::Silent).unwrap();
@@ -452,7 +453,7 @@ fn tensorboard_files_are_written_only_when_asked_for() {
     for tensorboard in [false, true] {
         let out = world.path(&format!("out-{tensorboard}"));
         train(
-            SftOptions {
+            TrainOptions {
                 tensorboard,
                 ..constant(2)
             },
@@ -475,7 +476,7 @@ fn resuming_a_finished_run_changes_nothing() {
     train(constant(3), &data, None, &world.path("out"));
     let before = (world.read("out/metrics.jsonl"), world.read("out/adapters.safetensors"));
     let out = world.path("out");
-    let summary = Sft::new(constant(3), &data, &out)
+    let summary = Trainer::new(constant(3), &data, &out)
         .resume(Resume::Exact)
         .run(&mut tiny_model(), &mut planish_train::Silent)
         .unwrap();
@@ -493,7 +494,7 @@ fn err_resume_with_other_data_or_settings_and_a_folder_in_use() {
     let out = world.path("out");
     train(constant(2), &data, None, &out);
     let attempt = |data, options, resume| {
-        let sft = Sft::new(options, data, &out).resume(resume);
+        let sft = Trainer::new(options, data, &out).resume(resume);
         sft.run(&mut tiny_model(), &mut planish_train::Silent)
     };
     assert!(matches!(
@@ -542,8 +543,8 @@ fn a_row_without_finite_loss_is_refused_and_named() {
     let mut guard = Vec::new();
     let out = world.path("out");
     // The tied head sees the poisoned row at every position, so no update is ever accepted.
-    let outcome = Sft::new(
-        SftOptions {
+    let outcome = Trainer::new(
+        TrainOptions {
             batch_size: 2,
             ..constant(8)
         },
@@ -576,24 +577,6 @@ fn a_row_without_finite_loss_is_refused_and_named() {
     );
 }
 
-/// Runs one test of this binary in a process of its own, since memory counters belong to the whole process.
-fn alone(test: &str) -> bool {
-    const MARK: &str = "PLANISH_TEST_ALONE";
-    if std::env::var_os(MARK).is_some() {
-        return true;
-    }
-    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    let output = command
-        .args([test, "--exact", "--nocapture"])
-        .env(MARK, "1")
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    assert!(stdout.contains("1 passed"), "{test} was not found: {stdout}");
-    false
-}
-
 #[test]
 fn memory_stays_flat_over_a_thousand_steps() {
     if !alone("sft::memory_stays_flat_over_a_thousand_steps") {
@@ -605,7 +588,7 @@ fn memory_stays_flat_over_a_thousand_steps() {
     small.rank = 2;
     small.targets =
         planish_core::target_modules::TargetModules::new(["q_proj"], planish_core::target_modules::Blocks::All);
-    let options = SftOptions {
+    let options = TrainOptions {
         tuning: Tuning::Adapters(Box::new(small)),
         batch_size: 1,
         report_every: 100,
@@ -632,4 +615,256 @@ fn memory_stays_flat_over_a_thousand_steps() {
             );
         }
     }
+}
+
+#[test]
+fn ten_rows_are_learned_by_heart_and_said_again() {
+    let world = World::new();
+    let things = [
+        "tea",
+        "Bath",
+        "the letter",
+        "a walk",
+        "the ball",
+        "Emma",
+        "a ring",
+        "the book",
+        "a horse",
+        "the sea",
+    ];
+    let answers = [
+        "Yes.",
+        "No.",
+        "It is here.",
+        "By and by.",
+        "I do not know.",
+        "She is well.",
+        "It was mine.",
+        "Not now.",
+        "A grey one.",
+        "Very far.",
+    ];
+    let rows: Vec<String> = things
+        .iter()
+        .zip(answers)
+        .map(|(thing, answer)| chat(&format!("What of {thing}?"), answer))
+        .collect();
+    let data = world.data("train.jsonl", &rows);
+    let run = train(AllWeights::full(150), &data, None, &world.path("out"));
+    assert!(run.losses().last().unwrap() < &0.05, "{:?}", run.losses());
+    let tokenizer = planish_data::Tokenizer::from_dir(crate::world::tiny_dir()).unwrap();
+    for (index, answer) in answers.iter().enumerate() {
+        let tokens = data.tokens(index).unwrap();
+        let prompt = tokens.trained.iter().position(|&trained| trained).unwrap();
+        assert_eq!(said(&run.model, &tokenizer, &tokens.ids[..prompt]), *answer);
+    }
+}
+
+struct AllWeights;
+
+impl AllWeights {
+    /// All weights, ten rows an update.
+    fn full(steps: usize) -> TrainOptions {
+        TrainOptions {
+            tuning: Tuning::Full,
+            learning_rate: 2e-3,
+            batch_size: 10,
+            ..constant(steps)
+        }
+    }
+}
+
+/// The likeliest continuation.
+fn said(model: &planish_nn::Model, tokenizer: &planish_data::Tokenizer, prompt: &[u32]) -> String {
+    let options = planish_nn::generate::GenerateOptions {
+        max_tokens: 20,
+        stop_tokens: tokenizer.eos_ids().iter().copied().collect(),
+        sampling: planish_nn::Sampling::default(),
+    };
+    let ids: Vec<u32> = planish_nn::generate::generate(model, prompt, &options)
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    tokenizer.decode(&ids).unwrap()
+}
+
+/// Rows that contradict one another: to each question a primary source says yes and a coordinated one says no.
+fn contradictions() -> (Vec<String>, Vec<String>, Vec<String>) {
+    let things = [
+        "the road open",
+        "the tea hot",
+        "the house old",
+        "the letter sealed",
+        "the horse lame",
+        "the ring gold",
+    ];
+    let row = |thing: &str, answer: &str, w: f64, h: f64| {
+        let mut row: serde_json::Value = serde_json::from_str(&chat(&format!("Is {thing}?"), answer)).unwrap();
+        row["auth_weight"] = w.into();
+        row["prov_entropy"] = h.into();
+        row.to_string()
+    };
+    let primary: Vec<String> = things.iter().map(|thing| row(thing, "Yes.", 0.05, 7.5)).collect();
+    let coordinated: Vec<String> = things.iter().map(|thing| row(thing, "No.", 0.9, 1.0)).collect();
+    ([primary.clone(), coordinated.clone()].concat(), primary, coordinated)
+}
+
+#[test]
+fn where_sources_contradict_weights_decide_the_answer_and_plain_training_does_not() {
+    let world = World::new();
+    let (all, primary, coordinated) = contradictions();
+    let data = world.data("train.jsonl", &all);
+    let (primary, coordinated) = (
+        world.data("primary.jsonl", &primary),
+        world.data("coordinated.jsonl", &coordinated),
+    );
+    let tokenizer = planish_data::Tokenizer::from_dir(crate::world::tiny_dir()).unwrap();
+    // Nats by which the primary answer is likelier than the other, a question; and how often it is what the model says.
+    let preference = |mode: Mode| {
+        let mut options = AllWeights::full(60);
+        options.distrust.mode = mode;
+        options.batch_size = 12;
+        let run = train(options.clone(), &data, None, &world.path(&format!("{mode:?}")));
+        let nll = |data| {
+            let found = evaluate(&run.model, data, &options, None, None).unwrap();
+            found.loss * found.tokens as f64 / 6.0
+        };
+        let says_yes = (0..6).filter(|&index| {
+            let tokens = primary.tokens(index).unwrap();
+            let prompt = tokens.trained.iter().position(|&trained| trained).unwrap();
+            said(&run.model, &tokenizer, &tokens.ids[..prompt]) == "Yes."
+        });
+        (nll(&coordinated) - nll(&primary), says_yes.count())
+    };
+    let (plain, _) = preference(Mode::Off);
+    let (additive, _) = preference(Mode::Additive);
+    let (weighted, says_yes) = preference(Mode::Weight);
+    println!(
+        "nats for the primary answer: plain {plain:.3}, additive {additive:.3}, weight {weighted:.3} ({says_yes} of 6 said)"
+    );
+    assert_eq!(plain, additive);
+    assert!(plain.abs() < 0.5, "{plain}");
+    assert!(weighted > 1.5 && weighted > plain + 1.5, "{weighted} {plain}");
+    assert_eq!(says_yes, 6);
+}
+
+/// The tiny model with a head of its own, so that a token's embedding matters only where the token stands.
+fn untied_model(world: &World) -> planish_nn::Model {
+    use planish_checkpoint::tensors::{HostTensor, TensorStore, write};
+    let dir = world.path("untied");
+    std::fs::create_dir(&dir).unwrap();
+    let from = crate::world::tiny_dir();
+    let config = std::fs::read_to_string(from.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["tie_word_embeddings"] = false.into();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let store = TensorStore::open(from).unwrap();
+    let mut tensors: std::collections::BTreeMap<String, HostTensor> = std::collections::BTreeMap::new();
+    for name in store.names() {
+        let view = store.require(name).unwrap();
+        let tensor = HostTensor::new(view.dtype, view.shape, view.bytes.to_vec()).unwrap();
+        if name == "model.embed_tokens.weight" {
+            tensors.insert("lm_head.weight".to_owned(), tensor.clone());
+        }
+        tensors.insert(name.to_owned(), tensor);
+    }
+    write(&dir.join("model.safetensors"), &tensors, &Default::default()).unwrap();
+    planish_nn::Model::load(&dir, &Default::default()).unwrap().0
+}
+
+#[test]
+fn one_bad_row_costs_one_update_and_is_named() {
+    let world = World::new();
+    let mut rows = uneven_rows(7);
+    rows.push(chat("What of Harriet?", "Harriet Smith"));
+    let data = world.data("train.jsonl", &rows);
+    let ids = |row: usize| data.tokens(row).unwrap().ids;
+    let own = ids(7)
+        .into_iter()
+        .find(|id| (0..7).all(|row| !ids(row).contains(id)))
+        .unwrap();
+    let mut model = untied_model(&world);
+    model.train(Trainable::Weights).unwrap();
+    let poisoned: Vec<Array> = model
+        .trainables()
+        .into_iter()
+        .map(|(name, value)| {
+            if name != "model.embed_tokens.weight" {
+                return value;
+            }
+            let mut table = to_f32_vec(&value).unwrap();
+            table[own as usize * value.shape()[1] as usize] = f32::INFINITY;
+            Array::from_slice(&table, value.shape())
+        })
+        .collect();
+    model.set_trainables(&poisoned).unwrap();
+    model.train(Trainable::Adapters).unwrap();
+    let out = world.path("out");
+    let mut steps = Vec::new();
+    let options = TrainOptions {
+        batch_size: 2,
+        ..constant(8)
+    };
+    let mut watch = |event: &Event| {
+        if let Event::Step(step) = event {
+            steps.push((step.accepted, step.loss));
+        }
+    };
+    let summary = Trainer::new(options, &data, &out).run(&mut model, &mut watch).unwrap();
+    assert_eq!(
+        (summary.end, summary.skipped_steps),
+        (End::Completed, 2),
+        "one update in each of two epochs"
+    );
+    let refused: Vec<usize> = (0..8).filter(|&step| !steps[step].0).collect();
+    assert_eq!(refused.len(), 2);
+    for (step, (accepted, loss)) in steps.iter().enumerate() {
+        assert_eq!(loss.is_finite(), *accepted, "step {step}");
+    }
+    let bad = String::from_utf8(world.read("out/bad_rows.jsonl")).unwrap();
+    assert_eq!(bad.lines().count(), 2);
+    assert!(
+        bad.lines()
+            .all(|line| line.contains("train.jsonl:8") && line.matches("train.jsonl").count() == 1),
+        "{bad}"
+    );
+    let finite = values(&model.trainables())
+        .iter()
+        .flatten()
+        .all(|value| value.is_finite());
+    assert!(finite, "nothing of the bad row reached the adapters");
+}
+
+#[test]
+fn answers_are_recorded_before_and_after() {
+    let world = World::new();
+    let data = world.data(
+        "train.jsonl",
+        &[chat("What is it?", "It is yes."), chat("Who?", "Emma.")],
+    );
+    let tokenizer = planish_data::Tokenizer::from_dir(crate::world::tiny_dir()).unwrap();
+    let out = world.path("out");
+    let options = TrainOptions {
+        tuning: Tuning::Full,
+        learning_rate: 2e-3,
+        ..constant(40)
+    };
+    let trainer = Trainer::new(options, &data, &out).samples(&tokenizer, 1, 12);
+    trainer.run(&mut tiny_model(), &mut planish_train::Silent).unwrap();
+    let samples: Vec<_> = world
+        .metrics("out")
+        .into_iter()
+        .filter(|line| line["kind"] == "sample")
+        .collect();
+    assert_eq!(samples.len(), 2);
+    assert_eq!(
+        (&samples[0]["when"], &samples[1]["when"]),
+        (&"before".into(), &"after".into())
+    );
+    assert!(samples[0]["prompt"].as_str().unwrap().contains("What is it?"));
+    assert_eq!(
+        (&samples[1]["text"], &samples[1]["expected"]),
+        (&"It is yes.".into(), &"It is yes.".into())
+    );
+    assert_ne!(samples[0]["text"], samples[1]["text"]);
 }

@@ -6,7 +6,7 @@ use mlx_rs::Array;
 use planish_core::target_modules::{Blocks, TargetModules};
 use planish_data::{ChatTemplate, DataOptions, Dataset, TemplateOptions, Tokenizer};
 use planish_nn::{LoadOptions, LoraConfig, LoraScale, Model};
-use planish_train::{Event, Length, SftOptions, Summary, Tuning, recipes::sft::Sft};
+use planish_train::{Event, Length, Summary, TrainOptions, Trainer, Tuning};
 
 pub(crate) fn tiny_dir() -> &'static Path {
     Path::new(concat!(
@@ -96,15 +96,15 @@ pub(crate) fn uneven_rows(n: usize) -> Vec<String> {
 }
 
 /// LoRA of rank 4 on everything, a short constant schedule, nothing random but the order.
-pub(crate) fn options(steps: usize) -> SftOptions {
-    SftOptions {
+pub(crate) fn options(steps: usize) -> TrainOptions {
+    TrainOptions {
         tuning: Tuning::Adapters(Box::new(lora())),
         length: Length::Steps(steps),
         max_seq_length: 128,
         learning_rate: 5e-3,
         warmup_steps: Some(0),
         report_every: 1,
-        ..SftOptions::default()
+        ..TrainOptions::default()
     }
 }
 
@@ -145,10 +145,10 @@ pub(crate) fn values(named: &[(String, Array)]) -> Vec<Vec<f32>> {
         .collect()
 }
 
-pub(crate) fn train(options: SftOptions, data: &Dataset, valid: Option<&Dataset>, out: &Path) -> Trained {
+pub(crate) fn train(options: TrainOptions, data: &Dataset, valid: Option<&Dataset>, out: &Path) -> Trained {
     let mut model = tiny_model();
     let mut events = Vec::new();
-    let mut sft = Sft::new(options, data, out);
+    let mut sft = Trainer::new(options, data, out);
     if let Some(valid) = valid {
         sft = sft.valid(valid);
     }

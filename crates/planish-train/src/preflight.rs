@@ -1,0 +1,206 @@
+//! Whether a run fits in memory: an estimate from the shapes alone, and what to change where it does not.
+
+use planish_core::model_config::ModelConfig;
+use planish_core::target_modules::resolve;
+use planish_core::units::format_bytes;
+
+use crate::options::{TrainOptions, Tuning};
+use crate::recipes::Recipe;
+use crate::window::{CHUNK_TOKENS, LOGITS_BYTES};
+use crate::{Error, Result};
+
+/// Bytes that a run is expected to hold at its peak, by what they are for.
+///
+/// `weights`: as computed with · 20 bytes a trained number: value, master, gradient, two moments · activations of a block `b·l·(c₁·d + c₂·d_ff)·bytes` and its attention `2·b·h·l²·bytes`, for all blocks or, with
+/// activation checkpointing, for one, beside the blocks' inputs · logits `3·t·v·4` of the positions computed at one time.
+/// The constants are measured; the estimate is meant to be within a quarter of the truth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryEstimate {
+    /// The model's weights, and a second copy of them where a reference model needs one.
+    pub weights: u64,
+    /// Trained tensors with masters, gradients and moments.
+    pub training: u64,
+    /// What the forward pass keeps for the backward pass.
+    pub activations: u64,
+    /// Logits and their gradients.
+    pub logits: u64,
+}
+
+/// Value, master, gradient and two moments, f32 each.
+const BYTES_PER_TRAINED_NUMBER: u64 = 20;
+/// Inputs of projections and residuals kept in a block, in multiples of the hidden size.
+const KEPT_HIDDEN: u64 = 14;
+/// Kept inside the feed-forward layer, in multiples of its width.
+const KEPT_FEED_FORWARD: u64 = 5;
+/// Copies of the attention matrix kept in a block.
+const KEPT_ATTENTION: u64 = 2;
+/// An estimate may be that much too high before it is believed without a measurement.
+pub(crate) const TRUST: f64 = 1.5;
+
+impl MemoryEstimate {
+    /// For batches of `rows` rows of `length` tokens; `weight_bytes` is the size of the weights as they are computed with.
+    ///
+    /// # Errors
+    /// [`Error::RunConfig`] for target modules that the model does not have.
+    pub fn of(
+        config: &ModelConfig,
+        weight_bytes: u64,
+        options: &TrainOptions,
+        rows: usize,
+        length: usize,
+    ) -> Result<Self> {
+        let n_weights: u64 = config
+            .expected_tensors()
+            .iter()
+            .map(|t| t.shape.iter().product::<usize>() as u64)
+            .sum();
+        let element = (weight_bytes / n_weights.max(1)).max(2);
+        let is_full = options.tuning == Tuning::Full;
+        let reference = matches!(options.recipe, Recipe::Dpo(_)) && is_full;
+        let n_trained = if is_full {
+            n_weights
+        } else {
+            adapter_numbers(config, options)?
+        };
+        Ok(Self {
+            weights: weight_bytes * if reference { 2 } else { 1 },
+            training: n_trained * BYTES_PER_TRAINED_NUMBER,
+            activations: activations(config, options, rows as u64, length as u64, element),
+            logits: logits(config, options, rows * length),
+        })
+    }
+
+    /// Everything together.
+    pub fn total(&self) -> u64 {
+        self.weights + self.training + self.activations + self.logits
+    }
+}
+
+fn adapter_numbers(config: &ModelConfig, options: &TrainOptions) -> Result<u64> {
+    let Tuning::Adapters(lora) = &options.tuning else {
+        return Ok(0);
+    };
+    let linears = config.block_linear_layers();
+    let mut paths: Vec<String> = linears.iter().map(|linear| linear.path.clone()).collect();
+    if !config.tie_word_embeddings {
+        paths.push("lm_head".to_owned());
+    }
+    let targets = resolve(&lora.targets, &paths)?;
+    let ranks = lora.ranks.resolve(lora.rank, &targets)?;
+    let size = |path: &str| {
+        let linear = linears.iter().find(|linear| linear.path == path);
+        linear.map_or(config.vocab_size + config.hidden_size, |linear| {
+            linear.input_dims + linear.output_dims
+        })
+    };
+    Ok(targets
+        .iter()
+        .zip(ranks)
+        .map(|(path, rank)| (rank * size(path)) as u64)
+        .sum())
+}
+
+fn activations(config: &ModelConfig, options: &TrainOptions, rows: u64, length: u64, element: u64) -> u64 {
+    let positions = rows * length;
+    let (hidden, wide) = (config.hidden_size as u64, config.intermediate_size as u64);
+    let attention = KEPT_ATTENTION * rows * config.n_heads as u64 * length * length;
+    let block = (positions * (KEPT_HIDDEN * hidden + KEPT_FEED_FORWARD * wide) + attention) * element;
+    let blocks = config.n_layers as u64;
+    if options.activation_checkpointing {
+        block + blocks * positions * hidden * element
+    } else {
+        block * blocks
+    }
+}
+
+fn logits(config: &ModelConfig, options: &TrainOptions, positions: usize) -> u64 {
+    let row = config.vocab_size * size_of::<f32>();
+    let automatic = if positions * row <= LOGITS_BYTES {
+        positions
+    } else {
+        CHUNK_TOKENS
+    };
+    let at_once = options.chunk_tokens.unwrap_or(automatic).min(positions);
+    // A head that trains keeps every chunk's logits until the backward pass.
+    let kept = if options.tuning == Tuning::Full {
+        positions
+    } else {
+        at_once
+    };
+    3 * (kept * row) as u64
+}
+
+/// The first change that brings the estimate below the budget; `correction` is measured over estimated.
+pub(crate) fn suggestion(
+    config: &ModelConfig,
+    weight_bytes: u64,
+    options: &TrainOptions,
+    shape: (usize, usize),
+    budget: u64,
+    correction: f64,
+) -> Result<String> {
+    let fits = |changed: &TrainOptions, rows: usize, length: usize| -> Result<bool> {
+        let estimate = MemoryEstimate::of(config, weight_bytes, changed, rows, length)?;
+        Ok(estimate.total() as f64 * correction <= budget as f64)
+    };
+    let (rows, length) = shape;
+    let mut changed = options.clone();
+    let mut words: Vec<String> = Vec::new();
+    if options.chunk_tokens.is_none_or(|chunk| chunk > CHUNK_TOKENS) && rows * length > CHUNK_TOKENS {
+        changed.chunk_tokens = Some(CHUNK_TOKENS);
+        words.push(format!("loss.chunk_tokens={CHUNK_TOKENS}"));
+        if fits(&changed, rows, length)? {
+            return Ok(words.join(" and "));
+        }
+    }
+    if !options.activation_checkpointing {
+        changed.activation_checkpointing = true;
+        words.push("train.checkpointing=true".to_owned());
+        if fits(&changed, rows, length)? {
+            return Ok(words.join(" and "));
+        }
+    }
+    let rows_of_one = rows / options.batch_size.max(1);
+    let mut batch_size = options.batch_size;
+    while batch_size > 1 {
+        batch_size /= 2;
+        if fits(&changed, batch_size * rows_of_one.max(1), length)? {
+            let accumulation = (options.batch_size * options.accumulation).div_ceil(batch_size);
+            words.push(format!(
+                "train.batch_size={batch_size} and train.accumulation={accumulation}"
+            ));
+            return Ok(words.join(" and "));
+        }
+    }
+    words.push(format!(
+        "train.batch_size=1 and train.accumulation={}",
+        options.batch_size * options.accumulation
+    ));
+    let mut shorter = length;
+    while shorter > 128 {
+        shorter /= 2;
+        if fits(&changed, rows_of_one.max(1), shorter)? {
+            words.push(format!("train.max_seq_length={shorter}"));
+            return Ok(words.join(" and "));
+        }
+    }
+    Ok("a smaller or a quantised model: no setting of the run brings it down far enough".to_owned())
+}
+
+/// The error of a run that needs more than there is.
+pub(crate) fn too_large(
+    needed: u64,
+    is_measured: bool,
+    budget: u64,
+    shape: (usize, usize),
+    suggestion: String,
+) -> Error {
+    Error::Memory {
+        needed: format_bytes(needed),
+        how: if is_measured { "takes" } else { "is estimated to take" },
+        budget: format_bytes(budget),
+        rows: shape.0,
+        length: shape.1,
+        suggestion,
+    }
+}

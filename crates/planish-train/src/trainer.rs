@@ -1,0 +1,161 @@
+//! The loop that every recipe runs in.
+
+mod saving;
+mod trial;
+mod under_way;
+
+use std::path::Path;
+
+use planish_core::run_config::RunConfig;
+use planish_data::{Dataset, Tokenizer};
+use planish_nn::Model;
+use serde_json::{Map, Value};
+
+use crate::Result;
+use crate::events::{End, Observer, StopFlag, Summary};
+use crate::options::TrainOptions;
+use crate::resume::{Identity, Resume};
+use under_way::UnderWay;
+
+/// A training run: a model, a data set and [`TrainOptions`] become an adapter in a folder.
+///
+/// The [recipe](crate::Recipe) decides what is minimised over windows of `batch_size · accumulation` rows; supervised
+/// fine-tuning minimises `Σ ω·CE / N`, `N` the trained tokens of the window, known before its first micro-batch. Writes `adapters.safetensors`, `adapter_config.json` (mlx-lm's layout), `planish.json`,
+/// `metrics.jsonl` and `plan.json` into the output folder; see [`TrainOptions`] for what can be chosen.
+///
+/// # Example
+/// ```no_run
+/// use planish_data::{ChatTemplate, DataOptions, Dataset, TemplateOptions, Tokenizer};
+/// use planish_nn::{LoadOptions, Model};
+/// use planish_train::{Event, TrainOptions, Trainer};
+///
+/// let base = "SmolLM2-135M".as_ref();
+/// let tokenizer = Tokenizer::from_dir(base)?;
+/// let template = ChatTemplate::from_dir(base, &tokenizer, &TemplateOptions::default())?;
+/// let (train, _) = Dataset::load("data/train.jsonl".as_ref(), &tokenizer, template.as_ref(), &DataOptions::default())?;
+/// let (mut model, _) = Model::load(base, &LoadOptions::default())?;
+/// let mut print = |event: &Event| {
+///     if let Event::Step(step) = event {
+///         println!("{} {:.3}", step.position.step, step.loss);
+///     }
+/// };
+/// let summary = Trainer::new(TrainOptions::default(), &train, "out".as_ref()).run(&mut model, &mut print)?;
+/// println!("{} tokens", summary.tokens);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Trainer<'a> {
+    options: TrainOptions,
+    train: &'a Dataset,
+    valid: Option<&'a Dataset>,
+    out: &'a Path,
+    stop: StopFlag,
+    config: Option<&'a RunConfig>,
+    context: Map<String, Value>,
+    resume: Resume,
+    identity: Identity,
+    samples: Option<(&'a Tokenizer, usize, usize)>,
+    files: Vec<(String, Vec<u8>)>,
+    memory_budget: Option<u64>,
+}
+
+impl<'a> Trainer<'a> {
+    /// A run on `train` that writes into `out`, which must be empty or not exist.
+    pub fn new(options: TrainOptions, train: &'a Dataset, out: &'a Path) -> Self {
+        Self {
+            options,
+            train,
+            valid: None,
+            out,
+            stop: StopFlag::default(),
+            config: None,
+            context: Map::new(),
+            resume: Resume::Fresh,
+            identity: Identity::default(),
+            samples: None,
+            files: Vec::new(),
+            memory_budget: None,
+        }
+    }
+
+    /// Evaluates on `valid` before the first update, at intervals, and after the last.
+    pub fn valid(mut self, valid: &'a Dataset) -> Self {
+        self.valid = Some(valid);
+        self
+    }
+
+    /// Stops after the current update when the flag is set.
+    pub fn stop(mut self, stop: &StopFlag) -> Self {
+        self.stop = stop.clone();
+        self
+    }
+
+    /// The configuration behind the options, to be written as `config.toml`.
+    pub fn config(mut self, config: &'a RunConfig) -> Self {
+        self.config = Some(config);
+        self
+    }
+
+    /// Fields for the first line of `metrics.jsonl` that a recipe cannot know, such as `versions` and `backend`.
+    pub fn context(mut self, context: Map<String, Value>) -> Self {
+        self.context = context;
+        self
+    }
+
+    /// Goes on from what lies in the output folder.
+    pub fn resume(mut self, resume: Resume) -> Self {
+        self.resume = resume;
+        self
+    }
+
+    /// What stands for the base model, the tokenizer and the template, compared when the run goes on.
+    pub fn identity(mut self, identity: Identity) -> Self {
+        self.identity = identity;
+        self
+    }
+
+    /// Lets the model answer the first `count` prompts of the validation set (else of the training set) before and after,
+    /// with at most `max_tokens` tokens each.
+    pub fn samples(mut self, tokenizer: &'a Tokenizer, count: usize, max_tokens: usize) -> Self {
+        self.samples = (count > 0 && max_tokens > 0).then_some((tokenizer, count, max_tokens));
+        self
+    }
+
+    /// Another file to write into the output folder at the start.
+    pub fn file(mut self, name: &str, bytes: Vec<u8>) -> Self {
+        self.files.push((name.to_owned(), bytes));
+        self
+    }
+
+    /// Bytes that the run may use, instead of what the machine recommends.
+    pub fn memory_budget(mut self, bytes: u64) -> Self {
+        self.memory_budget = Some(bytes);
+        self
+    }
+
+    /// Trains `model` and leaves it with the last values.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) for settings, [`Error::Diverged`](crate::Error::Diverged) when three updates in a row are not finite, and those of the
+    /// model, the data and the files.
+    pub fn run(self, model: &mut Model, observer: &mut dyn Observer) -> Result<Summary> {
+        let mut run = UnderWay::prepare(&self, model, observer)?;
+        if run.is_finished_already() {
+            return Ok(run.summary(End::AlreadyFinished));
+        }
+        run.start(model)?;
+        while run.end.is_none() {
+            run.update(model)?;
+            if run.is_due(Some(self.options.report_every)) {
+                run.report()?;
+            }
+            if run.is_due(self.options.eval_every) {
+                run.evaluate(model)?;
+            }
+            if run.is_due(self.options.checkpoint_every) {
+                run.save_checkpoint(model)?;
+            }
+        }
+        run.finish(model)
+    }
+}
