@@ -21,7 +21,7 @@ const TIE: f32 = 0.02;
 const TYPES: [(&str, bool); 5] = [
     ("f32", true),
     ("f16", true),
-    ("bf16", true),
+    ("bf16", false),
     ("q8_0", false),
     ("q4_0", false),
 ];

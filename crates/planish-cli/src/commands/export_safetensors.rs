@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// The words for floats, and the type that each means.
-fn dtype_parser() -> impl TypedValueParser<Value = Dtype> {
+pub(super) fn dtype_parser() -> impl TypedValueParser<Value = Dtype> {
     PossibleValuesParser::new(["f32", "f16", "bf16"]).map(|word| match word.as_str() {
         "f32" => Dtype::F32,
         "f16" => Dtype::F16,

@@ -1,9 +1,11 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use planish_checkpoint::fuse::{FuseOptions, FuseReport, FuseTarget, fuse, fuse_checked};
+use planish_checkpoint::fuse::{FuseOptions, FuseReport, FuseTarget, Verdict, fuse, fuse_checked};
+use planish_checkpoint::tensors::Dtype;
 use planish_core::run_config::BackendDevice;
 
+use super::export_safetensors::dtype_parser;
 use crate::failure::usage;
 use crate::fused_logits::FusedLogits;
 use crate::{model, output};
@@ -26,6 +28,9 @@ pub(crate) struct Args {
     /// Quantise adapted layers of a quantised model again, to this many bits
     #[arg(long, value_name = "N")]
     bits: Option<usize>,
+    /// Element type of all floats [default: that of the model]; f32 keeps every update
+    #[arg(long, value_name = "TYPE", conflicts_with = "bits", value_parser = dtype_parser())]
+    dtype: Option<Dtype>,
     /// Report what would be left of the update, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -52,6 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         target,
         dry_run: args.dry_run,
         accept_loss: args.accept_loss,
+        dtype: args.dtype,
         force: args.force,
         ..FuseOptions::default()
     };
@@ -61,10 +67,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         fuse_with_logits(args, &options)?
     };
     output::note(&report.to_string());
+    warn_about_rounding(&report, args.bits.is_none());
     if report.written {
         output::line(&args.out.display().to_string())
     } else {
         Ok(())
+    }
+}
+
+/// A 16-bit model is written although it rounds a small update away: said, not refused, since its logits are compared.
+fn warn_about_rounding(report: &FuseReport, is_float: bool) {
+    let lossy = report
+        .modules
+        .iter()
+        .filter(|module| module.verdict == Verdict::Fail)
+        .count();
+    if is_float && lossy > 0 {
+        let of = report.modules.len();
+        output::note(&format!(
+            "warning: rounding takes much of the update in {lossy} of {of} modules; --dtype f32 keeps it"
+        ));
     }
 }
 

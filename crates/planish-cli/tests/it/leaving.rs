@@ -82,6 +82,37 @@ fn cli_fuse_refuses_to_lose_the_update_and_says_how_not_to() {
     assert!(quantised > 10.0 * dequantised, "{quantised} {dequantised}");
 }
 
+/// An update far below the precision of bf16: written with a warning, and kept by f32.
+#[test]
+fn cli_fuse_warns_where_bf16_rounds_the_update_away() {
+    let (dir, adapter) = with_adapter(Method::Lora, 1e-5);
+    let (model, out) = (tiny_model(), dir.path().join("fused"));
+    let fuse = |dtype: &str| {
+        let args = [
+            "fuse",
+            "--model",
+            text(&model),
+            "--adapter",
+            text(&adapter),
+            "--out",
+            text(&out),
+            "--dtype",
+            dtype,
+        ];
+        let ran = planish(&args);
+        std::fs::remove_dir_all(&out).unwrap();
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        ran.stderr
+    };
+    let rounded = fuse("bf16");
+    assert!(
+        rounded.contains("warning: rounding takes much") && rounded.contains("--dtype f32"),
+        "{rounded}"
+    );
+    let kept = fuse("f32");
+    assert!(!kept.contains("warning:"), "{kept}");
+}
+
 /// The affine form is computed with as it is; dequantised it says the same.
 #[test]
 fn cli_quantised_base_answers_as_its_dequantised_export() {
