@@ -77,6 +77,17 @@ pub enum Error {
         /// The weight.
         value: f32,
     },
+    /// The model computes numbers on the calibration text that fp16 cannot hold.
+    #[error(
+        "{place} reaches {peak} on the calibration text, fp16 ends at ±65504: the package would give NaN\n\
+         train with a smaller learning rate or a smaller scale of the adapter, or export text like yours with --text if this one is not"
+    )]
+    ActivationRange {
+        /// Where, such as `layers.3 residual`.
+        place: String,
+        /// Largest magnitude there.
+        peak: f32,
+    },
     /// A setting does not fit the model.
     #[error("{option} {found} does not fit\n{rule}")]
     Option {

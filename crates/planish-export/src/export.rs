@@ -28,8 +28,10 @@ const TOKENIZER_FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "
 const VERIFY: &str = "verify";
 /// Tokens of the calibration text that the pass before the export reads.
 const CALIBRATION_TOKENS: usize = 256;
+/// Largest fp16 number.
+const FP16_MAX: f32 = 65_504.0;
 /// Half of the fp16 range: another text may reach twice as far.
-const FP16_NEAR: f32 = 32_752.0;
+const FP16_NEAR: f32 = FP16_MAX / 2.0;
 
 /// What an export did.
 #[derive(Clone, Debug, Serialize)]
@@ -59,7 +61,7 @@ pub struct ExportReport {
 /// # Errors
 /// [`Error::Config`] for a model of another kind (a mixture of experts, say); [`Error::Checkpoint`] for missing, unexpected
 /// or misshapen tensors; [`Error::Option`] for settings that do not fit; [`Error::NotFinite`] and [`Error::Fp16Range`] for
-/// weights that fp16 cannot hold; [`Error::OutputExists`]; [`Error::NoSpace`]; [`Error::Io`].
+/// weights that fp16 cannot hold; [`Error::ActivationRange`] where the calibration text leaves fp16; [`Error::OutputExists`]; [`Error::NoSpace`]; [`Error::Io`].
 pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportOptions) -> Result<ExportReport> {
     let config_path = model.join("config.json");
     let config = ModelConfig::from_file(&config_path)?;
@@ -97,7 +99,8 @@ pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportO
         Layout::Anemll => plan_anemll(&decoder, &settings)?,
     };
     warnings.extend(planned.iter().filter_map(size_warning));
-    check_space(out, planned.iter().map(PlannedPackage::byte_len).sum())?;
+    let packages_len: u64 = planned.iter().map(PlannedPackage::byte_len).sum();
+    check_space(out, packages_len + companions_len(model, &settings))?;
 
     let folder = AtomicDir::create(out).map_err(Error::io(out))?;
     let (mut packages, mut layer_errors) = (Vec::new(), Vec::new());
@@ -175,11 +178,21 @@ fn calibrate(
         &[&text[..text.len().min(CALIBRATION_TOKENS).min(context)]],
         Some(&mut seen),
     )?;
-    let near = seen.peaks.iter().filter(|(_, peak)| **peak > FP16_NEAR);
-    let advice = near.map(|(place, peak)| {
-        format!("{place} reaches {peak:.0} on the calibration text; fp16 ends at 65504, and beyond it the package gives NaN: use --check with text like yours")
-    });
-    Ok((seen.importance, advice.collect()))
+    let mut advice = Vec::new();
+    for (place, &peak) in &seen.peaks {
+        if peak.is_nan() || peak > FP16_MAX {
+            return Err(Error::ActivationRange {
+                place: place.clone(),
+                peak,
+            });
+        }
+        if peak > FP16_NEAR {
+            advice.push(format!(
+                "{place} reaches {peak:.0} on the text; fp16 ends at 65504 and another text may go beyond it, where the package gives NaN: use --text and --check with more text like yours"
+            ));
+        }
+    }
+    Ok((seen.importance, advice))
 }
 
 /// Beside a monolith, whose folder is the package; inside the folder of the ANEMLL layout.
@@ -343,6 +356,16 @@ fn check_space(out: &Path, needed: u64) -> Result<()> {
     Ok(())
 }
 
+/// Bytes of the files that [`write_companions`] copies.
+fn companions_len(model: &Path, settings: &Settings) -> u64 {
+    let files: &[&str] = match settings.layout {
+        Layout::Monolith => &[],
+        Layout::Anemll => &TOKENIZER_FILES,
+    };
+    let lengths = files.iter().filter_map(|name| fs::metadata(model.join(name)).ok());
+    lengths.map(|metadata| metadata.len()).sum()
+}
+
 fn write_companions(
     folder: &Path,
     model: &Path,
@@ -354,7 +377,8 @@ fn write_companions(
     for name in TOKENIZER_FILES {
         let from = model.join(name);
         if from.is_file() {
-            fs::copy(&from, folder.join(name)).map_err(Error::io(&from))?;
+            let to = folder.join(name);
+            fs::copy(&from, &to).map_err(Error::io(&to))?;
         } else if name.starts_with("tokenizer") {
             warnings.push(format!(
                 "the model folder has no {name}: a host cannot turn text into tokens"

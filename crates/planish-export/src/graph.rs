@@ -23,6 +23,7 @@ pub(crate) struct Decoder<'a> {
     pub(crate) context: usize,
     /// Parts of the head; divides the vocabulary.
     pub(crate) head_parts: usize,
+    /// Form of the linear layers; that of the head follows from it.
     pub(crate) format: WeightFormat,
     /// Epsilon of every norm.
     pub(crate) epsilon: f32,
@@ -247,7 +248,12 @@ impl Decoder<'_> {
         let x = to_channels(b, x)?;
         (0..self.head_parts)
             .map(|part| {
-                let weight = plan.conv(tensor, part * rows..(part + 1) * rows, c.hidden_size, self.format)?;
+                let weight = plan.conv(
+                    tensor,
+                    part * rows..(part + 1) * rows,
+                    c.hidden_size,
+                    self.format.of_head(),
+                )?;
                 let weight = weight_tensor(b, &weight)?;
                 let y = b.conv(&x, &weight, None)?;
                 to_tokens(b, &y)

@@ -18,7 +18,7 @@ const BLOCK_ELEMENTS: usize = 1 << 19;
 pub struct Activations {
     /// Largest magnitude by place, such as `layers.3 residual`.
     pub peaks: BTreeMap<String, f32>,
-    /// Mean square of each input of each linear layer, by module path.
+    /// Mean share of each input in the squares of its token, by module path of the linear layer or head.
     pub importance: BTreeMap<String, Vec<f32>>,
 }
 
@@ -43,6 +43,7 @@ pub fn forward(
         note(&mut seen, format!("layers.{layer_idx} residual"), &x);
     }
     let x = pass.norm(&x, "model.norm.weight")?;
+    pass.see_input(head_module(config), &x, &mut seen);
     let logits = pass.matrix(head_tensor(config), &x)?;
     note(&mut seen, "logits".into(), &logits);
     Ok(logits)
@@ -54,6 +55,15 @@ pub fn head_tensor(config: &ModelConfig) -> &'static str {
         TIED_HEAD
     } else {
         "lm_head.weight"
+    }
+}
+
+/// Module path of the matrix that the head multiplies with: the embedding's where they are tied.
+fn head_module(config: &ModelConfig) -> &'static str {
+    if config.tie_word_embeddings {
+        "model.embed_tokens"
+    } else {
+        "lm_head"
     }
 }
 
@@ -218,11 +228,7 @@ impl<'a> Pass<'a> {
 
     /// `x Wᵀ (+ bias)` of a linear layer.
     fn linear(&self, module: &str, x: &Array2<f32>, seen: &mut Option<&mut Activations>) -> Result<Array2<f32>> {
-        if let Some(seen) = seen {
-            let squares = x.mapv(|v| v * v).mean_axis(Axis(0)).unwrap_or_default();
-            seen.importance.insert(module.into(), squares.to_vec());
-            note(&mut Some(seen), format!("input of {module}"), x);
-        }
+        self.see_input(module, x, seen);
         let mut y = self.matrix(&format!("{module}.weight"), x)?;
         let linears = self.config.block_linear_layers();
         if linears.iter().any(|l| l.path == module && l.has_bias) {
@@ -230,6 +236,19 @@ impl<'a> Pass<'a> {
         }
         note(seen, format!("output of {module}"), &y);
         Ok(y)
+    }
+
+    fn see_input(&self, module: &str, x: &Array2<f32>, seen: &mut Option<&mut Activations>) {
+        if let Some(seen) = seen {
+            let mut squares = x.mapv(|v| v * v);
+            for mut row in squares.rows_mut() {
+                let mean = row.mean().unwrap_or(1.0).max(f32::MIN_POSITIVE);
+                row /= mean;
+            }
+            let squares = squares.mean_axis(Axis(0)).unwrap_or_default();
+            seen.importance.insert(module.into(), squares.to_vec());
+            note(&mut Some(seen), format!("input of {module}"), x);
+        }
     }
 
     /// `x Wᵀ`, the weight read in blocks of rows.
@@ -266,8 +285,10 @@ fn softmax_visible(scores: &mut [f32], row: usize, window: usize) {
 
 fn note(seen: &mut Option<&mut Activations>, place: String, values: &Array2<f32>) {
     if let Some(seen) = seen {
-        let peak = values.iter().fold(0f32, |m, v| m.max(v.abs()));
+        // A NaN stays: it must not look like a small peak.
+        let larger = |m: f32, v: f32| if m.is_nan() || m >= v { m } else { v };
+        let peak = values.iter().fold(0f32, |m, v| larger(m, v.abs()));
         let known = seen.peaks.entry(place).or_default();
-        *known = known.max(peak);
+        *known = larger(*known, peak);
     }
 }

@@ -33,9 +33,11 @@ pub(crate) fn companion_files(
     name: &str,
     tokenizer_class: &str,
 ) -> [(String, String); 2] {
-    let lut = lut_bits(decoder).map_or("none".to_owned(), |bits| bits.to_string());
+    let bits = |format: WeightFormat| format.lut_bits().map_or("none".to_owned(), |bits| bits.to_string());
+    let (lut, head_lut) = (bits(decoder.format), bits(decoder.format.of_head()));
     let prefix = prefix(decoder);
-    let suffix = lut_suffix(decoder);
+    let suffix = lut_suffix(decoder.format);
+    let head_suffix = lut_suffix(decoder.format.of_head());
     let meta = format!(
         "model_info:
   name: {}
@@ -51,11 +53,11 @@ pub(crate) fn companion_files(
     batch_size: {}
     lut_embeddings: none
     lut_ffn: {lut}
-    lut_lmhead: {lut}
+    lut_lmhead: {head_lut}
     num_chunks: {}
     model_prefix: {prefix}
     embeddings: {prefix}_embeddings.mlmodelc
-    lm_head: {prefix}_lm_head{suffix}.mlmodelc
+    lm_head: {prefix}_lm_head{head_suffix}.mlmodelc
     ffn: {prefix}_FFN_PF{suffix}.mlmodelc
     split_lm_head: {}
 ",
@@ -121,7 +123,7 @@ fn chunk(decoder: &Decoder, settings: &Settings, chunk_idx: usize) -> Result<Pla
     let name = format!(
         "{}_FFN_PF{}_chunk_{:02}of{count:02}.mlpackage",
         prefix(decoder),
-        lut_suffix(decoder),
+        lut_suffix(decoder.format),
         chunk_idx + 1
     );
     let functions = vec![("infer".to_owned(), infer), ("prefill".to_owned(), prefill)];
@@ -169,7 +171,8 @@ fn lm_head(decoder: &Decoder, settings: &Settings) -> Result<PlannedPackage> {
     let names = logit_names(logits.len());
     let outputs: Vec<(&str, &Tensor)> = names.iter().map(String::as_str).zip(&logits).collect();
     let function = b.finish(&outputs)?;
-    let name = format!("{}_lm_head{}.mlpackage", prefix(decoder), lut_suffix(decoder));
+    let suffix = lut_suffix(decoder.format.of_head());
+    let name = format!("{}_lm_head{suffix}.mlpackage", prefix(decoder));
     Ok(package(
         decoder,
         settings,
@@ -208,13 +211,6 @@ fn prefix(decoder: &Decoder) -> &'static str {
     }
 }
 
-fn lut_bits(decoder: &Decoder) -> Option<usize> {
-    match decoder.format {
-        WeightFormat::Lut4 | WeightFormat::Lut6 => decoder.format.lut_bits(),
-        WeightFormat::Fp16 | WeightFormat::Int8 | WeightFormat::Int4 => None,
-    }
-}
-
-fn lut_suffix(decoder: &Decoder) -> String {
-    lut_bits(decoder).map_or(String::new(), |bits| format!("_lut{bits}"))
+fn lut_suffix(format: WeightFormat) -> String {
+    format.lut_bits().map_or(String::new(), |bits| format!("_lut{bits}"))
 }

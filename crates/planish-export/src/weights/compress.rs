@@ -40,6 +40,18 @@ impl WeightFormat {
         Self::ALL.iter().find(|row| row.0 == self).map_or("", |row| row.1)
     }
 
+    /// The form of the head where the layers have this one: four bits give way to more.
+    ///
+    /// Every error of the head is an error of the logits, and rows of a head, one a token, differ more in size than rows
+    /// of a layer; docs/coreml.md has the measurement.
+    pub fn of_head(self) -> Self {
+        match self {
+            Self::Int4 => Self::Int8,
+            Self::Lut4 => Self::Lut6,
+            other => other,
+        }
+    }
+
     /// Bits of a table's index; `None` for formats without tables.
     pub fn lut_bits(self) -> Option<usize> {
         match self {
@@ -124,7 +136,7 @@ pub struct Compressed {
 
 /// Compresses rows of a weight.
 ///
-/// `importance` (a mean square of each input, from calibration) weighs the errors; without it all count alike. Scales
+/// `importance` (of each input, from calibration) weighs the errors; without it all count alike. Scales
 /// and tables are rounded to fp16 before the weights are assigned. `total_rows` is the height of the whole weight, on
 /// which the grouping depends; the rows must start at a multiple of the group.
 pub fn compress(

@@ -7,7 +7,8 @@ const MAX_ITERATIONS: usize = 40;
 /// Chooses `2^bits` table entries for `values` and the entry of each value.
 ///
 /// Minimises `Σ importance · (value − entry)²` by Lloyd's iterations over the sorted values, from two starts (equal
-/// masses, equal distances), of which the better end is kept. The table is in ascending order; entries are rounded to
+/// masses, equal distances), of which the better end is kept; where so few different values occur that each can have its
+/// own entry, that is the table, filled up with its last one. The table is in ascending order; entries are rounded to
 /// fp16 *before* the values are assigned. Equal input gives equal output.
 ///
 /// # Shapes
@@ -23,6 +24,9 @@ const MAX_ITERATIONS: usize = 40;
 pub fn palettize(values: &[f32], importance: Option<&[f32]>, bits: usize) -> (Vec<f16>, Vec<u8>) {
     let sorted = Sorted::new(values, importance);
     let k = 1 << bits;
+    if let Some(table) = sorted.exact_table(k) {
+        return (table.clone(), sorted.assign(&table));
+    }
     let starts = [sorted.equal_masses(k), sorted.equal_distances(k)];
     let ends = starts.map(|start| sorted.lloyd(start));
     let best = if ends[1].1 < ends[0].1 { &ends[1].0 } else { &ends[0].0 };
@@ -72,6 +76,21 @@ impl Sorted {
             sorted.second.push(second);
         }
         sorted
+    }
+
+    /// One entry for each different value, if `k` suffice: Lloyd's iterations need not find that.
+    fn exact_table(&self, k: usize) -> Option<Vec<f16>> {
+        let mut table: Vec<f64> = Vec::with_capacity(k);
+        for value in &self.values {
+            if table.last() != Some(value) {
+                if table.len() == k {
+                    return None;
+                }
+                table.push(*value);
+            }
+        }
+        table.resize(k, *table.last()?);
+        Some(table.into_iter().map(f16::from_f64).collect())
     }
 
     fn equal_masses(&self, k: usize) -> Vec<f64> {
@@ -183,6 +202,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn prop_few_different_values_are_exact(bits in 1usize..=6, seed in 0usize..1000) {
+            let k = 1 << bits;
+            let values: Vec<f32> = (0..200).map(|i| (((i + seed) * i * 7919) % k) as f32 * 0.25 - 3.0).collect();
+            let (table, indices) = palettize(&values, None, bits);
+            prop_assert!(values.iter().zip(&indices).all(|(v, i)| table[usize::from(*i)].to_f32() == *v));
+        }
+
         #[test]
         fn prop_every_value_gets_its_nearest_entry(values in proptest::collection::vec(-100f32..100.0, 1..200), bits in 1usize..=6) {
             let (table, indices) = palettize(&values, None, bits);

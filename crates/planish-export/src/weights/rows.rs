@@ -49,11 +49,11 @@ impl Rows for WeightSource<'_> {
 pub struct StoredRows<'a> {
     /// The original weights.
     pub source: &'a WeightSource<'a>,
-    /// Form of the linear layers.
+    /// Form of the linear layers; that of the head follows from it.
     pub format: WeightFormat,
     /// Rows of one part of the head; parts are compressed on their own.
     pub head_rows: usize,
-    /// Mean squares of inputs that weighed the errors.
+    /// Importance of inputs that weighed the errors.
     pub importance: &'a BTreeMap<String, Vec<f32>>,
 }
 
@@ -66,7 +66,11 @@ impl Rows for StoredRows<'_> {
         let total = self.shape(tensor)?[0];
         let is_head = tensor == TIED_HEAD || tensor == "lm_head.weight";
         let is_linear = tensor != EMBEDDING && self.shape(tensor)?.len() == 2;
-        let format = if is_linear { self.format } else { WeightFormat::Fp16 };
+        let format = match (is_linear, is_head) {
+            (true, true) => self.format.of_head(),
+            (true, false) => self.format,
+            (false, _) => WeightFormat::Fp16,
+        };
         let part = if is_head { self.head_rows } else { total };
         let mut out = Vec::new();
         for part_start in (rows.start / part * part..rows.end).step_by(part) {

@@ -32,7 +32,10 @@ pub struct LayerError {
     pub max_error: f32,
 }
 
-/// Mean squares of each input of a linear layer, by module path: what calibration found.
+/// Importance of each input of a linear layer, by module path: its mean share in the squares of a token.
+///
+/// A share, not the square itself: the first token of a text has some inputs hundreds of times larger than any other, and
+/// tables would be made for it alone.
 pub type Importance = BTreeMap<String, Vec<f32>>;
 
 /// Writes the weight file. Returns the error of each compressed weight and a hash of all data.

@@ -4,6 +4,7 @@
 
 mod adapters;
 mod blob;
+mod compressed;
 mod mutants;
 mod packages;
 mod reference;

@@ -65,6 +65,49 @@ fn err_weight_beyond_fp16() {
     assert!(export(folder.path(), AdapterDelta::default(), &out, &ExportOptions::default()).is_ok());
 }
 
+/// Norm gains make activations grow while every weight stays small.
+fn with_gain(gain: f32) -> tempfile::TempDir {
+    with_tensor("model.layers.1.post_attention_layernorm.weight", |v| {
+        v.iter_mut().for_each(|g| *g *= gain)
+    })
+}
+
+#[test]
+fn activations_near_the_end_of_fp16_are_a_warning_and_beyond_it_a_refusal() {
+    let options = ExportOptions {
+        calibration: (0..60).map(|i| i * 7 % 96).collect(),
+        ..ExportOptions::default()
+    };
+    let (mut quiet, mut warned, mut gain) = (0, 0, 1.0f32);
+    loop {
+        let (model, out) = (with_gain(gain), tempfile::tempdir().unwrap());
+        let path = out.path().join("out.mlpackage");
+        match export(model.path(), AdapterDelta::default(), &path, &options) {
+            Ok(report)
+                if report
+                    .warnings
+                    .iter()
+                    .any(|w| w.contains("layers.1") && w.contains("--text")) =>
+            {
+                warned += 1
+            }
+            Ok(_) => quiet += 1,
+            Err(Error::ActivationRange { place, peak }) => {
+                assert!(place.contains("layers.1") && peak > 65_504.0, "{place} {peak}");
+                break;
+            }
+            Err(other) => panic!("{other}"),
+        }
+        gain *= 1.25;
+        assert!(gain < 10_000.0, "nothing was refused");
+    }
+    assert!(quiet > 0 && warned > 0, "{quiet} {warned}");
+    assert!(matches!(
+        refused(with_gain(gain).path(), &options),
+        Error::ActivationRange { .. }
+    ));
+}
+
 #[test]
 fn err_mixture_of_experts_and_other_architectures() {
     for kind in ["mixtral", "qwen3_moe", "gpt2"] {
@@ -110,6 +153,105 @@ fn err_missing_tensor_is_named() {
     assert!(
         error.to_string().contains("model.layers.0.mlp.up_proj.weight"),
         "{error}"
+    );
+}
+
+#[test]
+fn err_quantised_model_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), LLAMA, 1);
+    let sizes = LLAMA.replace("48", "64").replace("80", "128").replace(": 6,", ": 4,");
+    let quantised = sizes.replacen('{', r#"{"quantization": {"group_size": 64, "bits": 4}, "#, 1);
+    fs::write(folder.path().join("config.json"), quantised).unwrap();
+    let error = refused(folder.path(), &ExportOptions::default());
+    assert!(
+        matches!(error, Error::Unsupported { .. }) && error.to_string().contains("--dequantize"),
+        "{error}"
+    );
+}
+
+/// Set in the processes that the tests of a full disk start: the folder to export into.
+const FULL_DISK: &str = "PLANISH_TEST_FULL_DISK";
+/// Likewise: the model folder.
+const MODEL: &str = "PLANISH_TEST_MODEL";
+
+/// Not a test of its own: what the processes with too little room run.
+#[test]
+fn child_exports_into_too_little_room() {
+    let (Some(folder), Some(model)) = (std::env::var_os(FULL_DISK), std::env::var_os(MODEL)) else {
+        return;
+    };
+    let out = Path::new(&folder).join("out");
+    let options = ExportOptions {
+        layout: Layout::Anemll,
+        ..ExportOptions::default()
+    };
+    let error = export(Path::new(&model), AdapterDelta::default(), &out, &options).unwrap_err();
+    let left = fs::read_dir(&folder).unwrap().count();
+    println!("left {left}; {error:?}");
+}
+
+/// Runs the child after a line of shell; what it printed, or `None` where the system does not allow the preparation.
+fn child_after(preparation: &str, folder: &Path, unshare: bool) -> Option<String> {
+    let (test, model) = (std::env::current_exe().unwrap(), tempfile::tempdir().unwrap());
+    write_model(model.path(), LLAMA, 1);
+    let script = format!(
+        "{preparation} && echo prepared && exec \"$1\" --exact refusals::child_exports_into_too_little_room --nocapture"
+    );
+    let mut command = if unshare {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "--map-root-user", "sh"]);
+        command
+    } else {
+        std::process::Command::new("sh")
+    };
+    command
+        .args(["-c", &script, "sh"])
+        .arg(test)
+        .env(FULL_DISK, folder)
+        .env(MODEL, model.path());
+    let output = command.output().ok()?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    printed.contains("prepared").then_some(printed)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn err_disk_without_room_is_refused_before_the_first_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let mount = format!("mount -t tmpfs -o size=64k none {}", folder.path().display());
+    match child_after(&mount, folder.path(), true) {
+        Some(printed) => assert!(printed.contains("left 0; NoSpace"), "{printed}"),
+        None => println!("skipped: this system lets nobody mount"),
+    }
+}
+
+/// There is room for the bytes but for five files only: the disk is full midway.
+#[cfg(target_os = "linux")]
+#[test]
+fn err_disk_that_fills_up_midway_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mount = format!(
+        "mount -t tmpfs -o size=64m,nr_inodes=8 none {}",
+        folder.path().display()
+    );
+    match child_after(&mount, folder.path(), true) {
+        Some(printed) => assert!(
+            printed.contains("left 0; Io") && printed.contains("StorageFull"),
+            "{printed}"
+        ),
+        None => println!("skipped: this system lets nobody mount"),
+    }
+}
+
+/// The system refuses a write in the middle of a weight file.
+#[test]
+fn err_failing_write_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let printed = child_after("trap '' XFSZ; ulimit -f 32", folder.path(), false).unwrap();
+    assert!(
+        printed.contains("left 0; Io") && printed.contains("FileTooLarge"),
+        "{printed}"
     );
 }
 
