@@ -2,7 +2,7 @@
 //!
 //! The judges are scripts in `shared/tools/coreml` beside the checkout; where they are absent the command says so and
 //! ends well. For both golden models, and for random configurations of every family: export in every layout, lint, load
-//! with coremltools, compare logits and cache in f32 and fp16 arithmetic; then break good packages and see each mutant
+//! with coremltools, compare logits and cache in f32 and fp16 arithmetic, and the same with compressed weights; then break good packages and see each mutant
 //! noticed. With `--model` and `--adapter` a real model is judged instead (`trained`).
 
 mod trained;
@@ -18,6 +18,8 @@ use crate::repo;
 
 /// What the virtual environment holds.
 const PACKAGES: [&str; 3] = ["coremltools==9.0", "numpy==2.4.6", "protobuf==7.36.2"];
+/// Compressed weights.
+const FORMATS: [&str; 4] = ["int8", "int4", "lut6", "lut4"];
 /// Layouts as the exporter and as the judge call them: name, layout, cache, judge's name.
 const LAYOUTS: [(&str, &str, &str, &str); 3] = [
     ("state.mlpackage", "monolith", "state", "monolith"),
@@ -110,45 +112,78 @@ struct Judge {
 impl Judge {
     fn model(&self, name: &str, mutants: bool) -> Result<()> {
         let model = self.work.join("golden").join(name);
-        let golden: Value = serde_json::from_slice(&std::fs::read(model.join("golden.json"))?)?;
-        let number = |key: &str| golden[key].to_string();
         for (file, layout, cache, judged_as) in LAYOUTS {
-            let out = model.join(file);
-            let chunks = if layout == "anemll" {
-                number("num_chunks")
-            } else {
-                "-".into()
-            };
-            let mut export = Command::new(&self.exporter);
-            export.arg(&model).arg(&out).args([layout, cache, "fp16"]);
-            export.args([
-                number("context_length"),
-                number("batch_size"),
-                chunks,
-                number("split_lm_head"),
-            ]);
-            output(export.arg("check"))?;
-            for package in packages(&out)? {
-                self.tool("validate.py", &[&text(&package)])?;
-            }
-            for precision in ["f32", "f16"] {
-                let arguments = [
-                    "check",
-                    "--golden",
-                    &text(&model),
-                    "--package",
-                    &text(&out),
-                    "--layout",
-                    judged_as,
-                    "--prec",
-                    precision,
-                ];
-                print!("  {}", self.tool("make_golden.py", &arguments)?);
-            }
+            let out = self.export(&model, file, layout, cache, "fp16")?;
+            self.compare(&model, &out, judged_as)?;
             if mutants && layout == "monolith" {
                 let printed = self.tool("mutate.py", &[&text(&out), "--out", &self.path("mutants")])?;
                 println!("  {cache}: {}", printed.lines().last().unwrap_or_default());
             }
+        }
+        for format in FORMATS {
+            println!("  {format}");
+            self.compressed(&model, format)?;
+        }
+        Ok(())
+    }
+
+    /// Every layout with one format, against the numpy forward pass over the weights that the package holds.
+    fn compressed(&self, model: &Path, format: &str) -> Result<()> {
+        let reference = model.join(format!("reference-{format}"));
+        for (file, layout, cache, judged_as) in LAYOUTS {
+            let out = self.export(model, &format!("{format}-{file}"), layout, cache, format)?;
+            if cache == "state" && layout == "monolith" {
+                output(
+                    Command::new(&self.python)
+                        .arg(repo::root().join("xtask/coreml/stored_reference.py"))
+                        .args([self.tools.as_path(), model, &out, &reference]),
+                )?;
+            }
+            self.compare(&reference, &out, judged_as)?;
+        }
+        Ok(())
+    }
+
+    fn export(&self, model: &Path, file: &str, layout: &str, cache: &str, format: &str) -> Result<PathBuf> {
+        let golden: Value = serde_json::from_slice(&std::fs::read(model.join("golden.json"))?)?;
+        let number = |key: &str| golden[key].to_string();
+        let chunks = if layout == "anemll" {
+            number("num_chunks")
+        } else {
+            "-".into()
+        };
+        let out = model.join(file);
+        let mut export = Command::new(&self.exporter);
+        export.arg(model).arg(&out).args([layout, cache, format]);
+        export.args([
+            number("context_length"),
+            number("batch_size"),
+            chunks,
+            number("split_lm_head"),
+        ]);
+        output(export.arg("check"))?;
+        Ok(out)
+    }
+
+    /// Lint, coremltools' loader, logits and cache in both precisions.
+    fn compare(&self, golden: &Path, out: &Path, judged_as: &str) -> Result<()> {
+        for package in packages(out)? {
+            self.tool("validate.py", &[&text(&package)])?;
+        }
+        for precision in ["f32", "f16"] {
+            let (golden, out) = (text(golden), text(out));
+            let arguments = [
+                "check",
+                "--golden",
+                &golden,
+                "--package",
+                &out,
+                "--layout",
+                judged_as,
+                "--prec",
+                precision,
+            ];
+            print!("  {}", self.tool("make_golden.py", &arguments)?);
         }
         Ok(())
     }
