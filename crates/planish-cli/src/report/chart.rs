@@ -9,10 +9,21 @@ pub(super) struct Chart {
     pub(super) format: fn(f64) -> String,
     /// Points by run, in the order of the runs; empty for runs without the figure.
     pub(super) lines: Vec<Vec<(f64, Option<f64>)>>,
-    /// Mark every point, for figures that are taken seldom.
-    pub(super) dots: bool,
+    /// How the line is drawn.
+    pub(super) look: Look,
     /// Let the axis begin at zero.
     pub(super) from_zero: bool,
+}
+
+/// How a line is drawn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    /// As it is: what is set or measured without noise.
+    Plain,
+    /// Faintly under its moving average, when there are many points.
+    Noisy,
+    /// Every point marked, for figures that are taken seldom.
+    Dots,
 }
 
 const WIDTH: f64 = 420.0;
@@ -70,7 +81,7 @@ impl Chart {
 
     fn line(&self, svg: &mut String, run: usize, points: &[(f64, Option<f64>)], x: &Axis, y: &Axis) {
         let n = points.iter().filter(|(_, value)| value.is_some()).count();
-        let is_smoothed = n >= SMOOTHED_FROM && !self.dots;
+        let is_smoothed = n >= SMOOTHED_FROM && self.look == Look::Noisy;
         let path = |points: &[(f64, Option<f64>)]| {
             let mut path = String::new();
             let mut pen_is_down = false;
@@ -98,7 +109,7 @@ impl Chart {
                 path(&thinned(&smoothed(points)))
             );
         }
-        if self.dots || n == 1 {
+        if self.look == Look::Dots || n == 1 {
             for (step, value) in points
                 .iter()
                 .filter_map(|(step, value)| value.map(|value| (step, value)))
@@ -210,7 +221,7 @@ mod tests {
             title: "loss".to_owned(),
             format: |x| format!("{x}"),
             lines: vec![line],
-            dots: false,
+            look: Look::Noisy,
             from_zero: false,
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use planish_core::units::{format_bytes, format_duration};
 use serde_json::Value;
 
-use super::chart::Chart;
+use super::chart::{Chart, Look};
 use super::run::Run;
 
 /// Colours that the style sheet has.
@@ -170,14 +170,14 @@ fn facts(runs: &[Run]) -> String {
 fn curves(runs: &[Run]) -> String {
     let number: fn(f64) -> String = |x| short(x);
     let charts = [
-        ("Training loss", "train", "loss", number, false, false),
-        ("Validation loss", "eval", "val_loss", number, true, false),
+        ("Training loss", "train", "loss", number, Look::Noisy, false),
+        ("Validation loss", "eval", "val_loss", number, Look::Dots, false),
         (
             "Reward margin of the pairs trained",
             "train",
             "reward_margin",
             number,
-            false,
+            Look::Noisy,
             false,
         ),
         (
@@ -185,17 +185,17 @@ fn curves(runs: &[Run]) -> String {
             "eval",
             "reward_margin",
             number,
-            true,
+            Look::Dots,
             false,
         ),
-        ("Weighted loss", "train", "loss_weighted", number, false, false),
-        ("Learning rate", "train", "lr", number, false, true),
+        ("Weighted loss", "train", "loss_weighted", number, Look::Noisy, false),
+        ("Learning rate", "train", "lr", number, Look::Plain, true),
         (
             "Gradient norm before clipping",
             "train",
             "grad_norm",
             number,
-            false,
+            Look::Noisy,
             true,
         ),
         (
@@ -203,7 +203,7 @@ fn curves(runs: &[Run]) -> String {
             "train",
             "tokens_per_second",
             number,
-            false,
+            Look::Noisy,
             true,
         ),
         (
@@ -211,17 +211,17 @@ fn curves(runs: &[Run]) -> String {
             "train",
             "peak_memory_bytes",
             |x| format_bytes(x.max(0.0) as u64),
-            false,
+            Look::Plain,
             true,
         ),
     ];
     let mut html = String::new();
-    for (title, kind, field, format, dots, from_zero) in charts {
+    for (title, kind, field, format, look, from_zero) in charts {
         let chart = Chart {
             title: title.to_owned(),
             format,
             lines: runs.iter().map(|run| run.series(kind, field)).collect(),
-            dots,
+            look,
             from_zero,
         };
         if let Some(svg) = chart.svg() {
@@ -332,7 +332,7 @@ fn data(runs: &[Run]) -> String {
     let shapes = |run: &Run| {
         let shapes = run.plan()["shapes"].as_array()?.iter();
         let shapes: Vec<String> = shapes
-            .map(|s| format!("{} × {} ({} batches)", s[0], s[1], s[2]))
+            .map(|s| format!("{} × {} ({} times)", s[0], s[1], s[2]))
             .collect();
         Some(shapes.join(", "))
     };
@@ -342,7 +342,9 @@ fn data(runs: &[Run]) -> String {
         ("Padding".to_owned(), runs.iter().map(padding).collect()),
     ];
     let _ = write!(html, "<div><h3>Batches</h3>{}</div>\n", table(runs, plan.into_iter()));
-    format!("<div class=\"cards\">\n{html}</div>\n")
+    // Columns for several runs want the whole width.
+    let class = if runs.len() > 1 { "stack" } else { "cards" };
+    format!("<div class=\"{class}\">\n{html}</div>\n")
 }
 
 fn configuration(runs: &[Run]) -> String {

@@ -6,6 +6,7 @@ use planish_train::{Error, MemoryEstimate, Silent, TrainOptions, Trainer, schedu
 use crate::world::{World, options, tiny_model, train, uneven_rows};
 
 /// Runs one test of this binary in a process of its own, since memory counters belong to the whole process.
+#[allow(clippy::print_stdout)] // Figures of record.
 pub(crate) fn alone(test: &str) -> bool {
     const MARK: &str = "PLANISH_TEST_ALONE";
     if std::env::var_os(MARK).is_some() {
