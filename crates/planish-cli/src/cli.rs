@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    adapter, completions, data, doctor, eval, export, fuse, generate, import, logits, probe, pull, report, train,
+    adapter, bench, completions, data, doctor, eval, export, fuse, generate, import, logits, probe, pull, report, train,
 };
 
 /// Fine-tune language models with Apple's MLX
@@ -30,6 +30,7 @@ pub(crate) enum Command {
     Export(export::Args),
     Adapter(adapter::Args),
     Data(data::Args),
+    Bench(bench::Args),
     Report(report::Args),
     Completions(completions::Args),
     #[command(name = planish_backend::PROBE_COMMAND, hide = true)]

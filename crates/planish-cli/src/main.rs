@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     if cli.no_probe_cache {
         device::ignore_remembered_verdicts();
     }
+    planish_mlx::memory::keep_freed_memory();
     match commands::run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(&error),

@@ -120,6 +120,8 @@ settings! {
     ["model"] model: ModelSettings {
         /// Folder of the base model in the Hugging Face layout (`--model`). Required to train.
         path: Option<PathBuf> = None,
+        /// What computes on the CPU. A GPU always runs MLX's operations.
+        kernels: KernelChoice = KernelChoice::Auto,
     }
 
     /// What to learn from.
@@ -323,6 +325,20 @@ settings! {
         samples: usize = 2,
         /// Longest answer to them, in tokens.
         sample_tokens: usize = 48,
+    }
+}
+
+words! {
+    /// What computes a model's blocks on the CPU.
+    KernelChoice {
+        /// The fastest for this processor and this kind of training.
+        Auto = "auto",
+        /// Operations of MLX, f32.
+        Composed = "composed",
+        /// Our own kernels, f32.
+        Native = "native",
+        /// Our own kernels, bf16 weights and products with f32 sums; adapters only.
+        NativeBf16 = "native_bf16",
     }
 }
 

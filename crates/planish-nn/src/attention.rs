@@ -3,7 +3,8 @@ use planish_mlx::Array;
 
 use crate::cache::LayerCache;
 use crate::dropout::DropoutKeys;
-use crate::mask::ReadyMask;
+use crate::mask::{MaskRule, ReadyMask};
+use crate::native::{self, Kernels};
 use crate::parameters::{Parameters, Visitor, join};
 use crate::{Linear, Result, RmsNorm, Rope};
 
@@ -26,6 +27,7 @@ pub(crate) struct Attention {
     pub(crate) n_kv_heads: i32,
     pub(crate) head_dim: i32,
     pub(crate) rope: Rope,
+    pub(crate) kernels: Kernels,
 }
 
 /// Where a call stands: what may be attended to, and what came before.
@@ -39,17 +41,14 @@ impl Attention {
     /// `x` `[b, s, d]` → `[b, s, d]`.
     pub(crate) fn forward(&self, x: &Array, position: Position<'_>, keys: Option<&DropoutKeys>) -> Result<Array> {
         let (rows, length) = (x.dim(0), x.dim(1));
-        let query = self.heads(
-            &self.query.forward_with(x, keys)?,
-            self.n_heads,
-            self.query_norm.as_ref(),
-        )?;
-        let key = self.heads(
-            &self.key.forward_with(x, keys)?,
-            self.n_kv_heads,
-            self.key_norm.as_ref(),
-        )?;
-        let value = self.heads(&self.value.forward_with(x, keys)?, self.n_kv_heads, None)?;
+        let [query, key, value] = Linear::forward_together([&self.query, &self.key, &self.value], x, keys)?;
+        if self.kernels.is_native() && position.cache.is_none() && position.offset == 0 {
+            let attended = self.attend_natively(&query, &key, &value, position.mask)?;
+            return self.output.forward_with(&attended, keys);
+        }
+        let query = self.heads(&query, self.n_heads, self.query_norm.as_ref())?;
+        let key = self.heads(&key, self.n_kv_heads, self.key_norm.as_ref())?;
+        let value = self.heads(&value, self.n_kv_heads, None)?;
 
         let query = self.rope.forward(&query, position.offset)?;
         let key = self.rope.forward(&key, position.offset)?;
@@ -62,6 +61,31 @@ impl Attention {
             .transpose_axes(&[0, 2, 1, 3])? // [b, s, n_h, h_d]
             .reshape(&[rows, length, self.n_heads * self.head_dim])?; // [b, s, n_h · h_d]
         self.output.forward_with(&attended, keys)
+    }
+
+    /// Rotation, scores and weighted sum in one kernel: projections as they come → `[b, s, n_h · h_d]`.
+    fn attend_natively(&self, query: &Array, key: &Array, value: &Array, mask: &ReadyMask) -> Result<Array> {
+        let normed = |projected: &Array, norm: Option<&RmsNorm>| -> Result<Array> {
+            let Some(norm) = norm else { return Ok(projected.clone()) };
+            let by_head = projected.reshape(&[-1, self.head_dim])?;
+            Ok(norm.forward(&by_head)?.reshape(projected.shape())?)
+        };
+        let rule = match mask {
+            ReadyMask::Full | ReadyMask::Causal => MaskRule::default(),
+            ReadyMask::Array { rule, .. } => rule.clone(),
+        };
+        native::attention(
+            native::Heads {
+                n_heads: self.n_heads,
+                n_kv_heads: self.n_kv_heads,
+                head_dim: self.head_dim,
+            },
+            &self.rope.angles(query.dim(1) as usize),
+            &rule,
+            &normed(query, self.query_norm.as_ref())?,
+            &normed(key, self.key_norm.as_ref())?,
+            value,
+        )
     }
 
     /// `[b, s, n · h_d]` → `[b, n, s, h_d]`.
@@ -77,7 +101,7 @@ impl Attention {
         let mask = match mask {
             ReadyMask::Full => None,
             ReadyMask::Causal => Some(ScaledDotProductAttentionMask::Causal),
-            ReadyMask::Array(allowed) => Some(ScaledDotProductAttentionMask::Array(allowed)),
+            ReadyMask::Array { allowed, .. } => Some(ScaledDotProductAttentionMask::Array(allowed)),
         };
         Ok(scaled_dot_product_attention(query, key, value, scale, mask, None)?)
     }

@@ -1,22 +1,33 @@
-use mlx_rs::ops::dequantize;
-use planish_mlx::Array;
+use std::sync::Arc;
 
-use crate::Result;
+use mlx_rs::ops::dequantize;
+use planish_kernels::PackedLinear;
+use planish_mlx::{Array, Dtype};
+
 use crate::linear::LinearBase;
 use crate::parameters::{Parameters, Visitor};
+use crate::{Error, Result};
 
 /// A table of one vector a token, which can also serve as the output head (tied weights).
 #[derive(Debug, Clone)]
 pub(crate) struct Embedding {
     /// `[v, d]`, plain or quantised.
     pub(crate) table: LinearBase,
+    /// The table once more as a head, packed, where products are bf16.
+    pub(crate) packed_head: Option<Arc<PackedLinear>>,
+    /// Whether vectors are widened to f32 as they are taken.
+    pub(crate) widens: bool,
 }
 
 impl Embedding {
     /// Vectors of tokens: i32 `[b, s]` → `[b, s, d]`.
     pub(crate) fn forward(&self, ids: &Array) -> Result<Array> {
         match &self.table {
+            LinearBase::Dense { weight } if self.widens => Ok(weight.take_axis(ids, 0)?.as_dtype(Dtype::Float32)?),
             LinearBase::Dense { weight } => Ok(weight.take_axis(ids, 0)?),
+            LinearBase::Packed(_) => Err(Error::PackedWeights {
+                operation: "looking tokens up",
+            }),
             LinearBase::Affine {
                 packed,
                 scales,
@@ -38,7 +49,10 @@ impl Embedding {
 
     /// The tied head: `[..., d]` → logits `[..., v]`.
     pub(crate) fn as_head(&self, hidden: &Array) -> Result<Array> {
-        self.table.forward(hidden)
+        match &self.packed_head {
+            Some(head) => LinearBase::Packed(head.clone()).forward(hidden),
+            None => self.table.forward(hidden),
+        }
     }
 }
 

@@ -91,6 +91,22 @@ pub enum Error {
         operation: &'static str,
     },
 
+    /// An operation that needs weights as they were stored, on a model that packed them.
+    #[error(
+        "the weights are packed in bf16 for training adapters; {operation} needs them unpacked: load with Kernels::Native or Composed"
+    )]
+    PackedWeights {
+        /// What was asked for.
+        operation: &'static str,
+    },
+
+    /// Our own kernels where they do not run.
+    #[error("native kernels compute in Float32 on the CPU; asked for {dtype:?}, or the default device is a GPU")]
+    NativeKernels {
+        /// The model's element type.
+        dtype: Dtype,
+    },
+
     /// A token outside the vocabulary.
     #[error("token {token} at position {position} is outside the model's vocabulary of {vocab_size}")]
     TokenOutOfRange {

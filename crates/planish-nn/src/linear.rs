@@ -1,7 +1,11 @@
+use std::sync::Arc;
+
+use planish_kernels::PackedLinear;
 use planish_mlx::{Array, Dtype};
 
 use crate::dropout::DropoutKeys;
 use crate::lora::LoraAdapter;
+use crate::native::{self, Part, only};
 use crate::parameters::{Parameters, Role, Visitor, join};
 use crate::{Error, Result};
 
@@ -29,6 +33,8 @@ pub enum LinearBase {
         /// The weight.
         weight: Array,
     },
+    /// Rounded to bf16 and packed for the CPU, for both directions; see [`Kernels::NativeBf16`](crate::Kernels).
+    Packed(Arc<PackedLinear>),
     /// MLX's affine quantisation: `w = scale · q + bias` for each group of inputs.
     Affine {
         /// u32 `[output_dims, input_dims · bits / 32]`.
@@ -72,8 +78,60 @@ impl Linear {
         self.forward_with(x, None)
     }
 
+    /// Applies several layers to one input, in one pass over it where their weights are packed.
+    pub(crate) fn forward_together<const N: usize>(
+        layers: [&Linear; N],
+        x: &Array,
+        keys: Option<&DropoutKeys>,
+    ) -> Result<[Array; N]> {
+        let parts: Option<Vec<Part>> = layers.iter().map(|layer| layer.as_part(keys)).collect();
+        let outputs = match parts {
+            Some(parts) => native::linears(x, &parts)?
+                .into_iter()
+                .zip(layers)
+                .map(|(y, layer)| layer.add_bias(y))
+                .collect::<Result<Vec<_>>>()?,
+            None => layers
+                .iter()
+                .map(|layer| layer.forward_alone(x, keys))
+                .collect::<Result<Vec<_>>>()?,
+        };
+        outputs.try_into().map_err(|outputs: Vec<Array>| Error::TrainableCount {
+            expected: N,
+            found: outputs.len(),
+        })
+    }
+
     /// Applies the layer; with keys, the adapter's dropout is active.
     pub(crate) fn forward_with(&self, x: &Array, keys: Option<&DropoutKeys>) -> Result<Array> {
+        let [y] = Self::forward_together([self], x, keys)?;
+        Ok(y)
+    }
+
+    /// The layer for the kernel that does base and update at once; `None` where it has more to do than that.
+    fn as_part(&self, keys: Option<&DropoutKeys>) -> Option<Part> {
+        let LinearBase::Packed(weight) = &self.base else {
+            return None;
+        };
+        let update = match &self.adapter {
+            None => None,
+            Some(adapter) if adapter.magnitude.is_some() || (keys.is_some() && adapter.dropout > 0.0) => return None,
+            Some(adapter) => Some((adapter.a.clone(), adapter.b.clone(), adapter.scale as f32)),
+        };
+        Some(Part {
+            weight: weight.clone(),
+            update,
+        })
+    }
+
+    fn add_bias(&self, y: Array) -> Result<Array> {
+        match &self.bias {
+            Some(bias) => Ok(y.add(bias)?),
+            None => Ok(y),
+        }
+    }
+
+    fn forward_alone(&self, x: &Array, keys: Option<&DropoutKeys>) -> Result<Array> {
         let Some(adapter) = &self.adapter else {
             return self.base_with_bias(x);
         };
@@ -82,7 +140,7 @@ impl Linear {
         }
         let y = adapter.add_update(&self.base.forward(x)?, x, keys)?;
         let y = adapter.rescale(&y, &self.base)?;
-        self.bias.as_ref().map_or(Ok(y.clone()), |bias| Ok(y.add(bias)?))
+        self.add_bias(y)
     }
 
     /// Width of the input.
@@ -109,6 +167,13 @@ impl LinearBase {
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
         match self {
             LinearBase::Dense { weight } => Ok(x.matmul(weight.t())?),
+            LinearBase::Packed(weight) => {
+                let part = Part {
+                    weight: weight.clone(),
+                    update: None,
+                };
+                only(native::linears(x, &[part])?)
+            }
             LinearBase::Affine {
                 packed,
                 scales,
@@ -134,6 +199,10 @@ impl LinearBase {
     pub fn dense_weight(&self) -> Result<Array> {
         match self {
             LinearBase::Dense { weight } => Ok(weight.clone()),
+            LinearBase::Packed(weight) => {
+                let shape = [weight.output_dims() as i32, weight.input_dims() as i32];
+                Ok(Array::from_slice(&weight.forward.unpack_transposed(), &shape))
+            }
             LinearBase::Affine {
                 packed,
                 scales,
@@ -148,6 +217,7 @@ impl LinearBase {
     pub fn dims(&self) -> (usize, usize) {
         match self {
             LinearBase::Dense { weight } => (weight.dim(0) as usize, weight.dim(1) as usize),
+            LinearBase::Packed(weight) => (weight.output_dims(), weight.input_dims()),
             LinearBase::Affine { scales, group_size, .. } => {
                 (scales.dim(0) as usize, (scales.dim(1) * group_size) as usize)
             }
@@ -171,6 +241,7 @@ impl LinearBase {
     pub(crate) fn require_dense(&self, path: &str, operation: &'static str) -> Result<()> {
         match self {
             LinearBase::Dense { .. } => Ok(()),
+            LinearBase::Packed(_) => Err(Error::PackedWeights { operation }),
             LinearBase::Affine { .. } => Err(Error::Quantized {
                 path: path.to_owned(),
                 operation,
@@ -195,6 +266,7 @@ impl Parameters for LinearBase {
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
         match self {
             LinearBase::Dense { weight } => visitor(&join(path, "weight"), Role::Weight, weight),
+            LinearBase::Packed(_) => {} // no array, and nothing that trains
             LinearBase::Affine {
                 packed, scales, biases, ..
             } => {

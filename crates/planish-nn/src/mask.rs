@@ -23,8 +23,22 @@ pub(crate) enum ReadyMask {
     Full,
     /// The fused causal form.
     Causal,
-    /// true = attend, `[1 or b, 1, s, t]`.
-    Array(Array),
+    /// Anything else.
+    Array {
+        /// true = attend, `[1 or b, 1, s, t]`.
+        allowed: Array,
+        /// The same as a rule.
+        rule: MaskRule,
+    },
+}
+
+/// Which keys a causal query sees, as a rule instead of a table.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct MaskRule {
+    /// Only so many latest ones.
+    pub(crate) window: Option<i32>,
+    /// Only those of its own segment: i32 `[b, s]`.
+    pub(crate) segment_ids: Option<Array>,
 }
 
 impl AttentionMask {
@@ -37,13 +51,25 @@ impl AttentionMask {
         match self {
             AttentionMask::Causal if window.is_none() && length == 1 => Ok(ReadyMask::Full),
             AttentionMask::Causal if window.is_none() => Ok(ReadyMask::Causal),
-            AttentionMask::Causal => Ok(ReadyMask::Array(positions_allowed(offset, total, window)?)),
+            AttentionMask::Causal => Ok(ReadyMask::Array {
+                allowed: positions_allowed(offset, total, window)?,
+                rule: MaskRule {
+                    window,
+                    segment_ids: None,
+                },
+            }),
             AttentionMask::Packed { .. } if offset > 0 => Err(Error::PackedWithCache),
             AttentionMask::Packed { segment_ids } => {
                 let query = segment_ids.try_index((.., NewAxis, .., NewAxis))?; // [b, 1, s, 1]
                 let key = segment_ids.try_index((.., NewAxis, NewAxis, ..))?; // [b, 1, 1, s]
                 let allowed = positions_allowed(offset, total, window)?.logical_and(query.eq(key)?)?;
-                Ok(ReadyMask::Array(allowed))
+                Ok(ReadyMask::Array {
+                    allowed,
+                    rule: MaskRule {
+                        window,
+                        segment_ids: Some(segment_ids.clone()),
+                    },
+                })
             }
         }
     }
@@ -63,7 +89,7 @@ mod tests {
     use super::*;
 
     fn allowed(mask: &AttentionMask, offset: i32, length: i32, window: Option<usize>) -> Vec<Vec<i32>> {
-        let ReadyMask::Array(array) = mask.ready(offset, length, window).unwrap() else {
+        let ReadyMask::Array { allowed: array, .. } = mask.ready(offset, length, window).unwrap() else {
             panic!("expected an array");
         };
         let values = array.as_type::<i32>().unwrap().to_vec_exact::<i32>().unwrap();

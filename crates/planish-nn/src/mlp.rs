@@ -2,6 +2,7 @@ use mlx_rs::ops::sigmoid;
 use planish_mlx::Array;
 
 use crate::dropout::DropoutKeys;
+use crate::native::{self, Kernels};
 use crate::parameters::{Parameters, Visitor, join};
 use crate::{Linear, Result};
 
@@ -14,13 +15,16 @@ pub(crate) struct SwiGlu {
     pub(crate) gate: Linear,
     pub(crate) up: Linear,
     pub(crate) down: Linear,
+    pub(crate) kernels: Kernels,
 }
 
 impl SwiGlu {
     /// `x` `[b, s, d]` → `[b, s, d]`.
     pub(crate) fn forward(&self, x: &Array, keys: Option<&DropoutKeys>) -> Result<Array> {
-        let gate = self.gate.forward_with(x, keys)?; // [b, s, f]
-        let up = self.up.forward_with(x, keys)?; // [b, s, f]
+        let [gate, up] = Linear::forward_together([&self.gate, &self.up], x, keys)?; // [b, s, f]
+        if self.kernels.is_native() {
+            return self.down.forward_with(&native::swiglu(&gate, &up)?, keys);
+        }
         // Written out: the silu of mlx-rs is a compiled function, which calls a C++ compiler at run time on the CPU.
         let inner = gate.multiply(sigmoid(&gate)?)?.multiply(up)?;
         self.down.forward_with(&inner, keys)

@@ -1,13 +1,16 @@
 use std::path::Path;
+use std::sync::Arc;
 
 use planish_checkpoint::tensors::{LoadReport, LoadRules, TensorStore};
 use planish_core::model_config::ModelConfig;
 use planish_core::target_modules::resolve;
+use planish_kernels::PackedLinear;
 use planish_mlx::device::{self, DeviceKind};
 use planish_mlx::{Array, Dtype};
 
 use crate::decoder::{Decoder, TrainingPass};
 use crate::lora::LoraAdapter;
+use crate::native::Kernels;
 use crate::parameters::{Parameters, Trainable};
 use crate::weights::{Weights, mlx_dtype};
 use crate::{AttentionMask, Error, KvCache, LoraConfig, LoraInit, Result, families};
@@ -18,6 +21,8 @@ pub struct LoadOptions {
     /// Element type of the weights and activations. `None`: f32 on the CPU, where 16-bit products are some 50 times
     /// slower, and the stored type on a GPU.
     pub dtype: Option<Dtype>,
+    /// What computes the blocks.
+    pub kernels: Kernels,
     /// What a checkpoint may lack or have beyond what the model needs.
     pub rules: LoadRules,
 }
@@ -47,6 +52,7 @@ pub struct Training<'a> {
 pub struct Model {
     config: ModelConfig,
     dtype: Dtype,
+    kernels: Kernels,
     pub(crate) decoder: Decoder,
     trainable: Trainable,
     /// The trainable arrays' positions in the walk over the model, ordered by name.
@@ -61,7 +67,7 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Config`] for the configuration; [`Error::Checkpoint`] for files that are damaged, for missing, unexpected or
-    /// mis-shaped tensors (all named), for NaN or infinite weights; [`Error::ComputeDtype`].
+    /// mis-shaped tensors (all named), for NaN or infinite weights; [`Error::ComputeDtype`]; [`Error::NativeKernels`].
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<(Self, LoadReport)> {
         let config = ModelConfig::from_file(&dir.join("config.json"))?;
         let store = TensorStore::open(dir)?;
@@ -71,7 +77,8 @@ impl Model {
             Some(dtype) => dtype,
             None => default_dtype(&store)?,
         };
-        let model = Self::build(&config, dtype, &mut Weights::from_store(&config, &store, dtype))?;
+        let mut weights = Weights::from_store(&config, &store, dtype, options.kernels);
+        let model = Self::build(&config, dtype, &mut weights)?;
         Ok((model, report))
     }
 
@@ -80,23 +87,33 @@ impl Model {
     /// # Errors
     /// [`Error::ComputeDtype`]; [`Error::Quantized`] for a configuration with quantised weights; [`Error::Mlx`].
     pub fn random(config: &ModelConfig, dtype: Dtype, seed: u64) -> Result<Self> {
+        Self::random_with(config, dtype, Kernels::Composed, seed)
+    }
+
+    /// The same with a choice of kernels.
+    ///
+    /// # Errors
+    /// As [`random`](Self::random), and [`Error::NativeKernels`].
+    pub fn random_with(config: &ModelConfig, dtype: Dtype, kernels: Kernels, seed: u64) -> Result<Self> {
         if config.quantization.is_some() {
             return Err(Error::Quantized {
                 path: "the configured model".to_owned(),
                 operation: "a random model",
             });
         }
-        Self::build(config, dtype, &mut Weights::random(config, dtype, seed))
+        Self::build(config, dtype, &mut Weights::random(config, dtype, kernels, seed))
     }
 
     fn build(config: &ModelConfig, dtype: Dtype, weights: &mut Weights<'_>) -> Result<Self> {
         if !matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16) {
             return Err(Error::ComputeDtype { dtype });
         }
+        weights.kernels().check(dtype)?;
         let decoder = families::decoder(config, weights)?;
         Ok(Model {
             config: config.clone(),
             dtype,
+            kernels: weights.kernels(),
             decoder,
             trainable: Trainable::Adapters,
             order: Vec::new(),
@@ -111,6 +128,11 @@ impl Model {
     /// Element type of weights and activations.
     pub fn dtype(&self) -> Dtype {
         self.dtype
+    }
+
+    /// What computes the blocks.
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
     }
 
     /// Token ids as i32 `[b, s]`, each checked against the vocabulary.
@@ -195,6 +217,19 @@ impl Model {
         match base {
             crate::LinearBase::Dense { weight } if self.trainable == Trainable::Adapters => Some(weight.clone()),
             _ => None,
+        }
+    }
+
+    /// The output head packed in bf16, if logits are a product with it and nothing else, for a loss that computes them in
+    /// passing.
+    pub fn packed_head(&self) -> Option<Arc<PackedLinear>> {
+        match &self.decoder.head {
+            Some(head) if head.adapter.is_some() || head.bias.is_some() => None,
+            Some(head) => match &head.base {
+                crate::LinearBase::Packed(packed) => Some(packed.clone()),
+                _ => None,
+            },
+            None => self.decoder.embedding.packed_head.clone(),
         }
     }
 

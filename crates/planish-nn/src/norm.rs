@@ -1,6 +1,7 @@
 use planish_mlx::Array;
 
 use crate::Result;
+use crate::native::{self, Kernels};
 use crate::parameters::{Parameters, Role, Visitor, join};
 
 /// Root-mean-square normalisation over the last axis: `y = x / sqrt(mean(x²) + eps) · weight`.
@@ -18,6 +19,8 @@ pub struct RmsNorm {
     pub weight: Array,
     /// Added to the mean square.
     pub eps: f32,
+    /// What computes it.
+    pub kernels: Kernels,
 }
 
 impl RmsNorm {
@@ -26,6 +29,9 @@ impl RmsNorm {
     /// # Errors
     /// [`crate::Error::Mlx`] when the last axis is not that of the weight.
     pub fn forward(&self, x: &Array) -> Result<Array> {
+        if self.kernels.is_native() {
+            return native::rms_norm(x, &self.weight, self.eps);
+        }
         Ok(mlx_rs::fast::rms_norm(x, Some(&self.weight), self.eps)?)
     }
 }

@@ -1,3 +1,5 @@
+use std::sync::{Arc, Mutex, PoisonError};
+
 use planish_core::model_config::{RopeConfig, RopeScaling};
 use planish_mlx::Array;
 
@@ -16,33 +18,64 @@ pub struct Rope {
     position_scale: f32,
     /// Periods divided by 2π, `[h_d / 2]` f32, where they are no plain powers of theta.
     periods: Option<Array>,
+    /// Radians a position, `[h_d / 2]`.
+    frequencies: Arc<[f64]>,
+    /// The last table that was asked for.
+    angles: Arc<Mutex<Arc<Angles>>>,
+}
+
+/// Cosines and sines of the positions `0..length`, `[length, h_d / 2]` each.
+#[derive(Debug, Default)]
+pub(crate) struct Angles {
+    pub(crate) cos: Vec<f32>,
+    pub(crate) sin: Vec<f32>,
 }
 
 impl Rope {
     /// The rotation that a model's configuration describes, for heads of `head_dim`.
     pub fn new(config: &RopeConfig, head_dim: usize) -> Self {
+        let power = |pair: usize| f64::from(config.theta).powf(-2.0 * pair as f64 / head_dim as f64);
         let plain = Rope {
             head_dim: head_dim as i32,
             theta: Some(config.theta),
             position_scale: 1.0,
             periods: None,
+            frequencies: (0..head_dim / 2).map(power).collect(),
+            angles: Arc::default(),
         };
         match config.scaling {
             RopeScaling::None => plain,
             RopeScaling::Linear { factor } => Rope {
                 position_scale: 1.0 / factor,
+                frequencies: plain.frequencies.iter().map(|f| f / f64::from(factor)).collect(),
                 ..plain
             },
             RopeScaling::Llama3 { .. } => {
                 let periods = llama3_periods(config, head_dim);
+                let frequencies = periods.iter().map(|&period| 1.0 / f64::from(period)).collect();
                 let periods = Array::from_slice(&periods, &[periods.len() as i32]);
                 Rope {
                     theta: None,
                     periods: Some(periods),
+                    frequencies,
                     ..plain
                 }
             }
         }
+    }
+
+    /// The tables of the first `length` positions, shared by all blocks.
+    pub(crate) fn angles(&self, length: usize) -> Arc<Angles> {
+        let mut kept = self.angles.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.cos.len() != length * self.frequencies.len() {
+            let angle = |position: usize| self.frequencies.iter().map(move |f| position as f64 * f);
+            let all = || (0..length).flat_map(angle);
+            *kept = Arc::new(Angles {
+                cos: all().map(|angle| angle.cos() as f32).collect(),
+                sin: all().map(|angle| angle.sin() as f32).collect(),
+            });
+        }
+        kept.clone()
     }
 
     /// Rotates `x` `[b, n, s, h_d]`, whose first token stands at position `offset`.

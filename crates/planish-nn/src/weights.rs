@@ -1,13 +1,16 @@
 //! Where a model's arrays come from: a checked checkpoint, or random numbers for benchmarks.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use planish_checkpoint::tensors::{Dtype as FileDtype, TensorStore, TensorView};
 use planish_core::model_config::{LayerQuantization, ModelConfig, QuantizationMode};
+use planish_kernels::PackedLinear;
 use planish_mlx::{Array, Dtype, host};
 
 use crate::embedding::Embedding;
 use crate::linear::LinearBase;
+use crate::native::Kernels;
 use crate::{Error, Linear, Result, RmsNorm};
 
 /// Builds layers from named tensors, floating-point ones in `dtype`.
@@ -15,6 +18,7 @@ pub(crate) struct Weights<'a> {
     config: &'a ModelConfig,
     source: Source<'a>,
     dtype: Dtype,
+    kernels: Kernels,
 }
 
 enum Source<'a> {
@@ -27,16 +31,17 @@ enum Source<'a> {
 
 impl<'a> Weights<'a> {
     /// From files whose names and shapes were checked.
-    pub(crate) fn from_store(config: &'a ModelConfig, store: &'a TensorStore, dtype: Dtype) -> Self {
+    pub(crate) fn from_store(config: &'a ModelConfig, store: &'a TensorStore, dtype: Dtype, kernels: Kernels) -> Self {
         Weights {
             config,
             source: Source::Store(store),
             dtype,
+            kernels,
         }
     }
 
     /// Normal numbers of deviation 0.02, norms of 1, biases of 0.
-    pub(crate) fn random(config: &'a ModelConfig, dtype: Dtype, seed: u64) -> Self {
+    pub(crate) fn random(config: &'a ModelConfig, dtype: Dtype, kernels: Kernels, seed: u64) -> Self {
         let dims = |shape: Vec<usize>| shape.into_iter().map(|dim| dim as i32).collect();
         let shapes = config
             .expected_tensors()
@@ -47,11 +52,19 @@ impl<'a> Weights<'a> {
             config,
             source: Source::Random { shapes, seed },
             dtype,
+            kernels,
         }
     }
 
+    pub(crate) fn kernels(&self) -> Kernels {
+        self.kernels
+    }
+
     pub(crate) fn linear(&mut self, path: &str, has_bias: bool) -> Result<Linear> {
-        let base = self.matrix(path)?;
+        let base = match self.matrix(path)? {
+            LinearBase::Dense { weight } if self.kernels == Kernels::NativeBf16 => LinearBase::Packed(packed(&weight)?),
+            base => base,
+        };
         let bias = has_bias.then(|| self.float(&format!("{path}.bias"))).transpose()?;
         Ok(Linear {
             base,
@@ -61,8 +74,21 @@ impl<'a> Weights<'a> {
     }
 
     pub(crate) fn embedding(&mut self, path: &str) -> Result<Embedding> {
+        let mut table = self.matrix(path)?;
+        let mut packed_head = None;
+        if self.kernels == Kernels::NativeBf16
+            && let LinearBase::Dense { weight } = &mut table
+        {
+            if self.config.tie_word_embeddings {
+                packed_head = Some(packed(weight)?);
+            }
+            *weight = weight.as_dtype(Dtype::Bfloat16)?;
+            weight.eval()?;
+        }
         Ok(Embedding {
-            table: self.matrix(path)?,
+            table,
+            packed_head,
+            widens: self.kernels == Kernels::NativeBf16,
         })
     }
 
@@ -70,6 +96,7 @@ impl<'a> Weights<'a> {
         Ok(RmsNorm {
             weight: self.float(&format!("{path}.weight"))?,
             eps: self.config.rms_norm_eps,
+            kernels: self.kernels,
         })
     }
 
@@ -118,6 +145,13 @@ impl<'a> Weights<'a> {
             }
         }
     }
+}
+
+/// A dense weight `[output_dims, input_dims]` packed for both directions.
+fn packed(weight: &Array) -> Result<Arc<PackedLinear>> {
+    let (output_dims, input_dims) = (weight.dim(0) as usize, weight.dim(1) as usize);
+    let weight = host::to_f32_vec(weight)?;
+    Ok(Arc::new(PackedLinear::new(&weight, output_dims, input_dims)))
 }
 
 /// An array from a tensor of a file, refusing NaN and infinity.

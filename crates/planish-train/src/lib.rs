@@ -25,6 +25,7 @@ mod samples;
 pub mod schedule;
 mod seeds;
 pub mod tensorboard;
+mod timed_steps;
 mod trainer;
 mod weighting;
 mod window;
@@ -36,4 +37,5 @@ pub use options::{Compat, DistrustOptions, Length, Reduction, TrainOptions, Tuni
 pub use preflight::MemoryEstimate;
 pub use recipes::Recipe;
 pub use resume::{Identity, Resume};
+pub use timed_steps::{TimedStep, timed_steps};
 pub use trainer::Trainer;

@@ -19,12 +19,7 @@ pub(crate) struct ExampleWeights {
 impl ExampleWeights {
     pub(crate) fn of(data: &Dataset, options: &DistrustOptions) -> Result<Self> {
         if options.mode == Mode::Off {
-            return Ok(Self {
-                mode: Mode::Off,
-                weights: None,
-                values: Vec::new(),
-                notes: Vec::new(),
-            });
+            return Ok(Self::equal());
         }
         let rows = provenance(data)?;
         if rows.iter().all(Option::is_none) {
@@ -62,6 +57,16 @@ impl ExampleWeights {
             values,
             notes,
         })
+    }
+
+    /// 1 for all.
+    pub(crate) fn equal() -> Self {
+        Self {
+            mode: Mode::Off,
+            weights: None,
+            values: Vec::new(),
+            notes: Vec::new(),
+        }
     }
 
     /// Weights out of thin air.

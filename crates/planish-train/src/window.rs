@@ -2,7 +2,10 @@
 
 use mlx_rs::{Array, transforms::eval};
 use planish_data::{Batch, Window};
-use planish_loss::{TokenLoss, TokenLossOptions, TrainedPositions, chunked_cross_entropy};
+use planish_loss::{
+    TokenLoss, TokenLossOptions, TrainedPositions, chunked_cross_entropy, chunked_cross_entropy_native,
+    packed_cross_entropy, packed_token_nll,
+};
 use planish_mlx::transforms::value_and_grad;
 use planish_nn::{AttentionMask, Model, Training};
 
@@ -164,7 +167,18 @@ pub(crate) fn token_losses(
     };
     let head = |states: &Array| Ok::<_, Error>(model.logits(states)?);
     let chunk = chunk_tokens(options, positions.len(), model.config().vocab_size);
-    chunked_cross_entropy(&hidden, &head, positions, chunk, loss)
+    match model.packed_head() {
+        Some(packed) if loss.is_plain() && training.is_some() => Ok(packed_cross_entropy(&hidden, &packed, positions)?),
+        Some(packed) if loss.is_plain() => {
+            let nll = packed_token_nll(&hidden, &packed, positions)?;
+            Ok(TokenLoss {
+                objective: nll.clone(),
+                nll,
+            })
+        }
+        _ if model.kernels().is_native() => chunked_cross_entropy_native(&hidden, &head, positions, chunk, loss),
+        _ => chunked_cross_entropy(&hidden, &head, positions, chunk, loss),
+    }
 }
 
 fn differentiate(

@@ -109,7 +109,15 @@ fn train(config: &RunConfig, resume: Resume) -> Result<Summary> {
     if let Some(limit) = config.backend.memory_limit {
         memory::set_memory_limit(usize::try_from(limit.0)?)?;
     }
-    let (mut base, _) = Model::load(model_dir, &LoadOptions::default())?;
+    let kernels = model::kernels(config)?;
+    if device == DeviceInUse::Cpu {
+        output::note(&format!("computing with {}", kernels.describe()));
+    }
+    let load_options = LoadOptions {
+        kernels,
+        ..LoadOptions::default()
+    };
+    let (mut base, _) = Model::load(model_dir, &load_options)?;
 
     let options = TrainOptions {
         max_seq_length,

@@ -23,12 +23,14 @@ pub(super) fn block(config: &ModelConfig, rope: &Rope, weights: &mut Weights<'_>
             n_kv_heads: config.n_kv_heads as i32,
             head_dim: config.head_dim as i32,
             rope: rope.clone(),
+            kernels: weights.kernels(),
         },
         feed_forward_norm: weights.rms_norm(&format!("{path}.post_attention_layernorm"))?,
         feed_forward: SwiGlu {
             gate: weights.linear(&format!("{path}.mlp.gate_proj"), false)?,
             up: weights.linear(&format!("{path}.mlp.up_proj"), false)?,
             down: weights.linear(&format!("{path}.mlp.down_proj"), false)?,
+            kernels: weights.kernels(),
         },
     })
 }

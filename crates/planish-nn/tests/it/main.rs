@@ -6,6 +6,7 @@ mod adapters;
 mod cache;
 mod goldens;
 mod gradients;
+mod kernels;
 mod loading;
 mod masks;
 

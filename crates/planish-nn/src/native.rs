@@ -1,0 +1,109 @@
+//! Kernels of our own as operations in MLX's graph, each with its hand-written gradient.
+//!
+//! A forward function and its backward rule are Rust functions over plain slices from `planish-kernels`. They run on the
+//! CPU in f32 and are interchangeable with the composed operations of MLX, against which they are tested.
+
+mod attention;
+mod linear;
+mod norm;
+mod swiglu;
+
+use planish_mlx::device::{self, DeviceKind};
+use planish_mlx::host_kernel::{Input, Output, OutputSpec, host_kernel};
+use planish_mlx::transforms::CallbackError;
+use planish_mlx::{Array, Dtype};
+
+pub(crate) use attention::{Heads, attention};
+pub(crate) use linear::{Part, linears};
+pub(crate) use norm::rms_norm;
+pub(crate) use swiglu::swiglu;
+
+use crate::{Error, Result};
+
+/// What computes a model's blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kernels {
+    /// Operations of MLX, on any device and in any dtype.
+    #[default]
+    Composed,
+    /// Our own kernels for attention, SwiGLU, norms and the loss, on the CPU, in f32; linear layers by MLX's BLAS.
+    Native,
+    /// The same, and linear layers with weights packed in bf16: inputs are rounded to bf16, sums are f32. The base cannot
+    /// be trained.
+    NativeBf16,
+}
+
+impl Kernels {
+    /// The fastest for training adapters on the default device, by measurement (docs/performance.md): packed bf16 where
+    /// the processor multiplies bf16, our own kernels in f32 on other CPUs with vector units they are written for.
+    ///
+    /// # Errors
+    /// [`Error::Mlx`].
+    pub fn fastest() -> Result<Self> {
+        if device::default_kind()? != DeviceKind::Cpu {
+            return Ok(Kernels::Composed);
+        }
+        Ok(match planish_kernels::level() {
+            planish_kernels::Level::Avx512Bf16 => Kernels::NativeBf16,
+            planish_kernels::Level::Avx512 | planish_kernels::Level::Avx2 => Kernels::Native,
+            planish_kernels::Level::Portable if cfg!(target_arch = "aarch64") => Kernels::Native,
+            planish_kernels::Level::Portable => Kernels::Composed,
+        })
+    }
+
+    /// Whether our own kernels run.
+    pub fn is_native(self) -> bool {
+        self != Kernels::Composed
+    }
+
+    /// What runs, for people.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Kernels::Composed => "MLX operations",
+            Kernels::Native => "native kernels, f32",
+            Kernels::NativeBf16 => "native kernels, bf16 products with f32 sums",
+        }
+    }
+
+    /// Refuses our own kernels where they cannot run.
+    pub(crate) fn check(self, dtype: Dtype) -> Result<()> {
+        if self.is_native() && (dtype != Dtype::Float32 || device::default_kind()? != DeviceKind::Cpu) {
+            return Err(Error::NativeKernels { dtype });
+        }
+        Ok(())
+    }
+}
+
+/// A kernel in the graph that runs on the pool's threads.
+fn kernel<F>(name: &'static str, inputs: &[Array], outputs: &[Vec<i32>], run: F) -> Result<Vec<Array>>
+where
+    F: Fn(&[Input<'_>], &mut [Output<'_>]) + Send + Sync + 'static,
+{
+    let specs: Vec<OutputSpec> = outputs.iter().map(|shape| OutputSpec::f32(shape)).collect();
+    Ok(host_kernel(name, inputs, &specs, move |inputs, outputs| {
+        planish_kernels::on_pool(|| run(inputs, outputs))
+    })?)
+}
+
+/// The only output of a kernel that has one.
+pub(crate) fn only(arrays: Vec<Array>) -> Result<Array> {
+    arrays
+        .into_iter()
+        .next()
+        .ok_or(Error::TrainableCount { expected: 1, found: 0 })
+}
+
+/// [`planish_mlx::transforms::custom_vjp`] with this crate's error.
+fn with_gradient<F, B>(forward: F, backward: B, inputs: &[Array]) -> Result<Vec<Array>>
+where
+    F: FnMut(&[Array]) -> Result<Vec<Array>> + 'static,
+    B: FnMut(&[Array], &[Array], &[Array]) -> Result<Vec<Array>> + 'static,
+    Error: CallbackError,
+{
+    planish_mlx::transforms::custom_vjp(forward, backward, inputs)
+}
+
+/// The mutable slices of the outputs, in order.
+fn slices<'a>(outputs: &'a mut [Output<'_>]) -> impl Iterator<Item = &'a mut [f32]> {
+    outputs.iter_mut().map(Output::f32_mut)
+}
