@@ -4,13 +4,17 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use wheel_fetch::mlx::Flavour;
 
 use crate::parity::{mlx_lm_python, peft_python};
 use crate::program::{build_planish, output, target_folder};
 use crate::repo;
+
+/// Updates that the speed options are judged on, and how far the loss may be off.
+const CURVE_STEPS: usize = 100;
+const CURVE_LIMIT: f64 = 1e-2;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -41,7 +45,7 @@ pub(crate) struct Args {
     /// Folder of a real model, for generation and data. Without it: SmolLM2-135M, which is fetched
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Folder with train.jsonl, for --work data
+    /// Folder with train.jsonl, for --work data and curve
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Who takes part besides planish. Without it: all that can do the work, except torch-compile and mlx-lm as installed
@@ -57,6 +61,8 @@ enum Work {
     Generate,
     /// Trained tokens per second of a run on a data set
     Data,
+    /// The loss of 100 updates on a data set against the same in plain f32: speed must not cost accuracy
+    Curve,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -79,6 +85,9 @@ enum Peer {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let bench = Bench::prepare(args)?;
+    if args.work == Work::Curve {
+        return bench.compare_curves();
+    }
     let contenders: Vec<Option<Peer>> = std::iter::once(None)
         .chain(bench.peers.iter().copied().map(Some))
         .collect();
@@ -177,13 +186,47 @@ impl<'a> Bench<'a> {
                 ]);
                 command.arg("--model").arg(&self.model);
             }
-            Work::Data => return self.planish_run(kernels),
+            Work::Data | Work::Curve => return self.planish_run(kernels),
         }
         Ok(serde_json::from_str(&output(&mut command)?)?)
     }
 
+    /// Two runs that differ in nothing but what computes.
+    fn compare_curves(&self) -> Result<()> {
+        let losses = |kernels: &str| -> Result<Vec<f64>> {
+            let steps = self.training_records(kernels, CURVE_STEPS)?;
+            Ok(steps.iter().map(|step| number(step, "loss")).collect())
+        };
+        let (fast, plain) = (losses("auto")?, losses("composed")?);
+        let off = largest_difference(&fast, &plain).context("the runs have no records, or not the same number")?;
+        println!(
+            "{} updates: loss {:.4} to {:.4}; plain f32 {:.4} to {:.4}; largest relative difference {off:.1e}",
+            fast.len(),
+            fast[0],
+            fast[fast.len() - 1],
+            plain[0],
+            plain[plain.len() - 1],
+        );
+        ensure!(
+            off <= CURVE_LIMIT,
+            "the curves are {off:.1e} apart, more than {CURVE_LIMIT:.0e}"
+        );
+        Ok(())
+    }
+
     /// A run of `planish train`, read from its own record.
     fn planish_run(&self, kernels: &str) -> Result<Value> {
+        let steps = self.training_records(kernels, self.args.steps)?;
+        let rate = rate_after_warm_up(&steps).context("metrics.jsonl has too few records of training")?;
+        let last = steps.last().context("no record")?;
+        Ok(json!({
+            "tokens_per_second": rate, "dtype": "float32", "device": "cpu",
+            "peak_bytes": last["memory"]["rss_bytes"].as_f64().or(last["rss_bytes"].as_f64()),
+        }))
+    }
+
+    /// One record an update of a run of `planish train`.
+    fn training_records(&self, kernels: &str, steps: usize) -> Result<Vec<Value>> {
         let out = work_folder().join("run");
         let _ = std::fs::remove_dir_all(&out);
         let kernels = kernels.replace('-', "_");
@@ -191,7 +234,7 @@ impl<'a> Bench<'a> {
             "data.packing=true".to_owned(),
             format!("train.batch_size={}", self.args.batch),
             "train.max_seq_length=512".to_owned(),
-            format!("train.steps={}", self.args.steps),
+            format!("train.steps={steps}"),
             "logging.report_every=1".to_owned(),
             format!("model.kernels={kernels}"),
         ];
@@ -203,14 +246,9 @@ impl<'a> Bench<'a> {
         }
         output(&mut command)?;
         let text = std::fs::read_to_string(out.join("metrics.jsonl"))?;
-        let lines: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-        let steps: Vec<&Value> = lines.iter().filter(|line| line["tokens_per_second"].is_f64()).collect();
-        let rate = rate_after_warm_up(&steps).context("metrics.jsonl has too few records of training")?;
-        let last = steps.last().context("no record")?;
-        Ok(json!({
-            "tokens_per_second": rate, "dtype": "float32", "device": "cpu",
-            "peak_bytes": last["memory"]["rss_bytes"].as_f64().or(last["rss_bytes"].as_f64()),
-        }))
+        let mut lines: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        lines.retain(|line| line["tokens_per_second"].is_f64());
+        Ok(lines)
     }
 
     fn mlx_lm(&self, environment: &[(&str, String)]) -> Result<Value> {
@@ -228,7 +266,7 @@ impl<'a> Bench<'a> {
                 command.arg("generate").arg(&self.model);
                 command.args([args.tokens, args.steps].map(|number| number.to_string()));
             }
-            Work::Data => {
+            Work::Data | Work::Curve => {
                 command.arg("data").arg(&self.model).arg(self.data()?);
                 command.args([args.batch, args.steps].map(|number| number.to_string()));
             }
@@ -258,7 +296,10 @@ impl<'a> Bench<'a> {
     }
 
     fn data(&self) -> Result<&Path> {
-        self.args.data.as_deref().context("--work data needs --data DIR")
+        self.args
+            .data
+            .as_deref()
+            .context("--work data and curve need --data DIR")
     }
 }
 
@@ -366,7 +407,7 @@ fn machine() -> String {
 }
 
 /// Tokens a second over all records but the first two, which warm up.
-fn rate_after_warm_up(steps: &[&Value]) -> Option<f64> {
+fn rate_after_warm_up(steps: &[Value]) -> Option<f64> {
     let counted = steps.windows(2).skip(1);
     let (mut tokens, mut seconds) = (0.0, 0.0);
     for pair in counted {
@@ -375,6 +416,14 @@ fn rate_after_warm_up(steps: &[&Value]) -> Option<f64> {
         seconds += trained / pair[1]["tokens_per_second"].as_f64()?;
     }
     (seconds > 0.0).then_some(tokens / seconds)
+}
+
+/// Largest relative difference; `None` where the lists are empty, of different lengths, or hold what is no number.
+fn largest_difference(found: &[f64], expect: &[f64]) -> Option<f64> {
+    let is_comparable = !expect.is_empty() && found.len() == expect.len();
+    let off = found.iter().zip(expect).map(|(a, b)| ((a - b) / b).abs());
+    let all: Vec<f64> = off.collect();
+    (is_comparable && all.iter().all(|off| off.is_finite())).then(|| all.into_iter().fold(0.0, f64::max))
 }
 
 fn median(rounds: &[Value], key: &str) -> f64 {
@@ -406,7 +455,15 @@ mod tests {
         let record = |tokens: u32, rate: f64| json!({"tokens": tokens, "tokens_per_second": rate});
         let records = [record(10, 1.0), record(20, 1.0), record(40, 5.0), record(60, 20.0)];
         // 20 tokens in 4 seconds and 20 in 1.
-        assert_eq!(rate_after_warm_up(&records.iter().collect::<Vec<_>>()), Some(8.0));
+        assert_eq!(rate_after_warm_up(&records), Some(8.0));
+    }
+
+    #[test]
+    fn curves_are_compared_step_by_step() {
+        assert_eq!(largest_difference(&[2.0, 1.5], &[2.0, 1.0]), Some(0.5));
+        assert_eq!(largest_difference(&[2.0], &[2.0, 1.0]), None);
+        assert_eq!(largest_difference(&[f64::NAN], &[2.0]), None);
+        assert_eq!(largest_difference(&[], &[]), None);
     }
 
     #[test]

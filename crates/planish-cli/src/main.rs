@@ -8,6 +8,7 @@ mod data;
 mod device;
 mod failure;
 mod fused_logits;
+mod kernels;
 mod model;
 mod output;
 mod report;

@@ -14,6 +14,7 @@ mod packed;
 mod simd;
 mod skinny;
 mod threads;
+mod vector;
 
 pub use attention::{AttentionShape, Forward, Projections, Rotation, attention, attention_backward};
 pub use cross_entropy::{linear_cross_entropy, softmax_gradient, softmax_gradients};
@@ -22,3 +23,4 @@ pub use packed::{LowRank, PackedLinear, PackedMatrix};
 pub use simd::{Level, level};
 pub use skinny::{skinny_product, skinny_transposed_product, transpose};
 pub use threads::on_pool;
+pub use vector::matrix_vector;

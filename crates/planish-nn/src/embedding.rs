@@ -5,8 +5,9 @@ use planish_kernels::PackedLinear;
 use planish_mlx::{Array, Dtype};
 
 use crate::linear::LinearBase;
+use crate::native::Kernels;
 use crate::parameters::{Parameters, Visitor};
-use crate::{Error, Result};
+use crate::{Error, Linear, Result};
 
 /// A table of one vector a token, which can also serve as the output head (tied weights).
 #[derive(Debug, Clone)]
@@ -17,6 +18,8 @@ pub(crate) struct Embedding {
     pub(crate) packed_head: Option<Arc<PackedLinear>>,
     /// Whether vectors are widened to f32 as they are taken.
     pub(crate) widens: bool,
+    /// What computes the head.
+    pub(crate) kernels: Kernels,
 }
 
 impl Embedding {
@@ -49,10 +52,17 @@ impl Embedding {
 
     /// The tied head: `[..., d]` → logits `[..., v]`.
     pub(crate) fn as_head(&self, hidden: &Array) -> Result<Array> {
-        match &self.packed_head {
-            Some(head) => LinearBase::Packed(head.clone()).forward(hidden),
-            None => self.table.forward(hidden),
-        }
+        let base = match &self.packed_head {
+            Some(head) => LinearBase::Packed(head.clone()),
+            None => self.table.clone(),
+        };
+        let head = Linear {
+            base,
+            bias: None,
+            adapter: None,
+            kernels: self.kernels,
+        };
+        head.forward(hidden)
     }
 }
 

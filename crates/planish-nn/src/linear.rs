@@ -5,7 +5,7 @@ use planish_mlx::{Array, Dtype};
 
 use crate::dropout::DropoutKeys;
 use crate::lora::LoraAdapter;
-use crate::native::{self, Part, only};
+use crate::native::{self, Kernels, Part, only};
 use crate::parameters::{Parameters, Role, Visitor, join};
 use crate::{Error, Result};
 
@@ -23,6 +23,8 @@ pub struct Linear {
     pub bias: Option<Array>,
     /// The trainable update.
     pub adapter: Option<LoraAdapter>,
+    /// What computes it.
+    pub kernels: Kernels,
 }
 
 /// The weight of a linear layer.
@@ -57,6 +59,7 @@ impl Linear {
             base: LinearBase::Dense { weight },
             bias,
             adapter: None,
+            kernels: Kernels::Composed,
         }
     }
 
@@ -91,15 +94,35 @@ impl Linear {
                 .zip(layers)
                 .map(|(y, layer)| layer.add_bias(y))
                 .collect::<Result<Vec<_>>>()?,
-            None => layers
-                .iter()
-                .map(|layer| layer.forward_alone(x, keys))
-                .collect::<Result<Vec<_>>>()?,
+            None => Self::forward_apart(&layers, x, keys)?,
         };
         outputs.try_into().map_err(|outputs: Vec<Array>| Error::TrainableCount {
             expected: N,
             found: outputs.len(),
         })
+    }
+
+    fn forward_apart(layers: &[&Linear], x: &Array, keys: Option<&DropoutKeys>) -> Result<Vec<Array>> {
+        let weights: Option<Vec<&Array>> = layers.iter().map(|layer| layer.weight_for_one(x)).collect();
+        let Some(weights) = weights else {
+            return layers.iter().map(|layer| layer.forward_alone(x, keys)).collect();
+        };
+        let products = native::single_token(x, &weights)?;
+        let updated = |(y, layer): (Array, &&Linear)| match &layer.adapter {
+            Some(adapter) => adapter.add_update(&layer.add_bias(y)?, x, keys),
+            None => layer.add_bias(y),
+        };
+        products.into_iter().zip(layers).map(updated).collect()
+    }
+
+    /// The weight, where our own kernel for single tokens applies.
+    fn weight_for_one(&self, x: &Array) -> Option<&Array> {
+        let is_single = x.size() == x.dim(-1) as usize && x.dtype() == Dtype::Float32;
+        let is_dora = self.adapter.as_ref().is_some_and(|adapter| adapter.magnitude.is_some());
+        match &self.base {
+            LinearBase::Dense { weight } if self.kernels.is_native() && is_single && !is_dora => Some(weight),
+            _ => None,
+        }
     }
 
     /// Applies the layer; with keys, the adapter's dropout is active.

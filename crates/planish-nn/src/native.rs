@@ -7,6 +7,7 @@ mod attention;
 mod linear;
 mod norm;
 mod swiglu;
+mod vector;
 
 use planish_mlx::device::{self, DeviceKind};
 use planish_mlx::host_kernel::{Input, Output, OutputSpec, host_kernel};
@@ -17,6 +18,7 @@ pub(crate) use attention::{Heads, attention};
 pub(crate) use linear::{Part, linears};
 pub(crate) use norm::rms_norm;
 pub(crate) use swiglu::swiglu;
+pub(crate) use vector::single_token;
 
 use crate::{Error, Result};
 
@@ -48,6 +50,17 @@ impl Kernels {
             planish_kernels::Level::Avx512 | planish_kernels::Level::Avx2 => Kernels::Native,
             planish_kernels::Level::Portable if cfg!(target_arch = "aarch64") => Kernels::Native,
             planish_kernels::Level::Portable => Kernels::Composed,
+        })
+    }
+
+    /// The fastest on the default device that computes in f32 throughout.
+    ///
+    /// # Errors
+    /// [`Error::Mlx`].
+    pub fn fastest_f32() -> Result<Self> {
+        Ok(match Self::fastest()? {
+            Kernels::NativeBf16 => Kernels::Native,
+            other => other,
         })
     }
 

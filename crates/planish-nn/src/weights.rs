@@ -70,6 +70,7 @@ impl<'a> Weights<'a> {
             base,
             bias,
             adapter: None,
+            kernels: self.kernels,
         })
     }
 
@@ -89,6 +90,7 @@ impl<'a> Weights<'a> {
             table,
             packed_head,
             widens: self.kernels == Kernels::NativeBf16,
+            kernels: self.kernels,
         })
     }
 

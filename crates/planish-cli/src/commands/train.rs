@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 
 use crate::data::{self, Text};
 use crate::failure::{Interrupted, usage};
+use crate::kernels;
 use crate::model::{self, DeviceInUse};
 use crate::output;
 use crate::train_view::TrainView;
@@ -109,7 +110,7 @@ fn train(config: &RunConfig, resume: Resume) -> Result<Summary> {
     if let Some(limit) = config.backend.memory_limit {
         memory::set_memory_limit(usize::try_from(limit.0)?)?;
     }
-    let kernels = model::kernels(config)?;
+    let kernels = kernels::for_training(config)?;
     if device == DeviceInUse::Cpu {
         output::note(&format!("computing with {}", kernels.describe()));
     }

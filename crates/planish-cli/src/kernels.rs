@@ -1,0 +1,17 @@
+//! What a training run computes with.
+
+use anyhow::Result;
+use planish_core::run_config::{KernelChoice, LoraMethod, RunConfig};
+use planish_nn::Kernels;
+
+/// What the configuration asks for, or the fastest on the chosen device that can train what shall be trained.
+pub(crate) fn for_training(config: &RunConfig) -> Result<Kernels> {
+    Ok(match config.model.kernels {
+        // DoRA needs the norms of the weights in every step, full fine-tuning the weights themselves.
+        KernelChoice::Auto if config.lora.method == LoraMethod::Lora => Kernels::fastest()?,
+        KernelChoice::Auto => Kernels::fastest_f32()?,
+        KernelChoice::Composed => Kernels::Composed,
+        KernelChoice::Native => Kernels::Native,
+        KernelChoice::NativeBf16 => Kernels::NativeBf16,
+    })
+}
