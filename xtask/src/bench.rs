@@ -363,7 +363,7 @@ fn print_table(bench: &Bench<'_>, contenders: &[Option<Peer>], results: &[Vec<Va
     let work = match args.work {
         Work::Step => format!("{} B{} T{}", args.shape, args.batch, args.length),
         Work::Generate => format!("generation of {} tokens", args.tokens),
-        Work::Data => format!("trained tokens, batch {}", args.batch),
+        Work::Data | Work::Curve => format!("trained tokens, batch {}", args.batch),
     };
     println!(
         "{work}; {}; commit {}; medians of {} rounds",

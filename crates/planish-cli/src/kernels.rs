@@ -1,14 +1,16 @@
 //! What a training run computes with.
 
 use anyhow::Result;
-use planish_core::run_config::{KernelChoice, LoraMethod, RunConfig};
+use planish_core::run_config::{KernelChoice, LoraInit, LoraMethod, RunConfig};
 use planish_nn::Kernels;
 
 /// What the configuration asks for, or the fastest on the chosen device that can train what shall be trained.
 pub(crate) fn for_training(config: &RunConfig) -> Result<Kernels> {
     Ok(match config.model.kernels {
-        // DoRA needs the norms of the weights in every step, full fine-tuning the weights themselves.
-        KernelChoice::Auto if config.lora.method == LoraMethod::Lora => Kernels::fastest()?,
+        // DoRA needs the norms of the weights in every step, PiSSA and full fine-tuning change the weights.
+        KernelChoice::Auto if config.lora.method == LoraMethod::Lora && config.lora.init == LoraInit::Zero => {
+            Kernels::fastest()?
+        }
         KernelChoice::Auto => Kernels::fastest_f32()?,
         KernelChoice::Composed => Kernels::Composed,
         KernelChoice::Native => Kernels::Native,

@@ -8,7 +8,7 @@ use planish_mlx::{Dtype, memory};
 use planish_nn::generate::{GenerateOptions, generate};
 use planish_nn::{Kernels, LoadOptions, LoraConfig, Model};
 use planish_train::optimizer::{Adam, Rule};
-use planish_train::{TrainOptions, TimedStep, timed_steps};
+use planish_train::{TimedStep, TrainOptions, timed_steps};
 use serde_json::json;
 
 use crate::model::{self, DeviceInUse};
