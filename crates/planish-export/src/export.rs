@@ -18,7 +18,7 @@ use crate::{
     reference::{Activations, forward},
     settings::{ExportOptions, Layout, MAX_PACKAGE_BYTES, Settings},
     verify,
-    weights::{AdapterDelta, Importance, LayerError, StoredRows, WeightSource},
+    weights::{AdapterDelta, Importance, LayerError, StoredRows, WeightFormat, WeightSource},
 };
 
 /// Tokenizer files that a host wants beside the packages.
@@ -27,7 +27,9 @@ const TOKENIZER_FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "
 /// Name of the bundle for a Mac.
 const VERIFY: &str = "verify";
 /// Tokens of the calibration text that the pass before the export reads.
-const CALIBRATION_TOKENS: usize = 256;
+const CALIBRATION_TOKENS: usize = 512;
+/// Fewer are too few to tell which inputs of a layer matter.
+const ENOUGH_TOKENS: usize = 256;
 /// Largest fp16 number.
 const FP16_MAX: f32 = 65_504.0;
 /// Half of the fp16 range: another text may reach twice as far.
@@ -84,8 +86,20 @@ pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportO
         None => (adapter, AdapterDelta::default()),
     };
     let source = WeightSource::new(&store, merged)?;
-    let (importance, activation_advice) = calibrate(&config, &source, &options.calibration, settings.context)?;
+    let compressed = options.weights != WeightFormat::Fp16;
+    // Any text weighs errors better than none; only the user's own says how large activations become.
+    let text = match options.calibration.is_empty() && compressed {
+        true => &options.prompt,
+        false => &options.calibration,
+    };
+    let (importance, activation_advice) = calibrate(&config, &source, text, settings.context)?;
     warnings.extend(activation_advice);
+    if compressed && text.len() < ENOUGH_TOKENS {
+        warnings.push(format!(
+            "compressed weights were weighed by {} tokens of text, which costs quality: use --text with {ENOUGH_TOKENS} tokens or more of text like yours",
+            text.len()
+        ));
+    }
     let decoder = Decoder {
         config: &config,
         context: settings.context,

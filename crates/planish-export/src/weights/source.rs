@@ -54,26 +54,34 @@ impl<'a> WeightSource<'a> {
     /// # Errors
     /// [`Error::NotFinite`] for a NaN or an infinity; [`Error::Io`]; [`Error::Checkpoint`].
     pub fn rows(&self, tensor: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        let mut values = Vec::new();
+        self.rows_into(tensor, rows, &mut values)?;
+        Ok(values)
+    }
+
+    /// [`WeightSource::rows`] into a buffer that is used again: fresh memory costs as much as reading.
+    pub(crate) fn rows_into(&self, tensor: &str, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
         let columns: usize = self.shape(tensor)?[1..].iter().product();
         let elements = rows.start * columns..rows.end * columns;
-        let mut values = match self.adapter.full.get(tensor) {
-            Some(trained) => trained[elements.clone()].to_vec(),
-            None => self.read(tensor, elements.clone())?,
-        };
+        values.resize(elements.len(), 0.0);
+        match self.adapter.full.get(tensor) {
+            Some(trained) => values.copy_from_slice(&trained[elements.clone()]),
+            None => self.read(tensor, elements.clone(), values)?,
+        }
         if let Some(delta) = tensor
             .strip_suffix(".weight")
             .and_then(|module| self.adapter.lora.get(module))
         {
-            let view = ArrayViewMut2::from_shape((rows.len(), columns), &mut values);
+            let view = ArrayViewMut2::from_shape((rows.len(), columns), values.as_mut_slice());
             delta.merge(rows, view.map_err(|e| Error::internal(e.to_string()))?);
         }
-        match first_outside(&values, f32::MAX) {
+        match first_outside(values, f32::MAX) {
             Some(at) => Err(Error::NotFinite {
                 tensor: tensor.into(),
                 index: elements.start + at,
                 value: values[at],
             }),
-            None => Ok(values),
+            None => Ok(()),
         }
     }
 
@@ -86,7 +94,7 @@ impl<'a> WeightSource<'a> {
         self.rows(tensor, 0..rows)
     }
 
-    fn read(&self, tensor: &str, elements: Range<usize>) -> Result<Vec<f32>> {
+    fn read(&self, tensor: &str, elements: Range<usize>, values: &mut [f32]) -> Result<()> {
         let view = self.store.require(tensor)?;
         let (path, range) = self.store.file_range(tensor)?;
         let size = view.dtype.size();
@@ -94,36 +102,37 @@ impl<'a> WeightSource<'a> {
         let file = self.files.get(path).ok_or_else(unknown)?;
         let offset = range.start + (elements.start * size) as u64;
         if view.dtype == Dtype::F32 {
-            let mut values = vec![0f32; elements.len()];
-            file.read_exact_at(bytemuck::cast_slice_mut(&mut values), offset)
-                .map_err(Error::io(path))?;
-            return Ok(values);
+            return file
+                .read_exact_at(bytemuck::cast_slice_mut(values), offset)
+                .map_err(Error::io(path));
         }
         let mut raw = vec![0u8; elements.len() * size];
         file.read_exact_at(&mut raw, offset).map_err(Error::io(path))?;
-        to_f32(view.dtype, &raw).ok_or_else(|| Error::Unsupported {
-            what: format!("tensor {tensor} of type {} (F32, F16 and BF16 are)", view.dtype),
-        })
+        if !to_f32(view.dtype, &raw, values) {
+            return Err(Error::Unsupported {
+                what: format!("tensor {tensor} of type {} (F32, F16 and BF16 are)", view.dtype),
+            });
+        }
+        Ok(())
     }
 }
 
-/// Widens 16-bit floats; f32 is read in place.
-fn to_f32(dtype: Dtype, raw: &[u8]) -> Option<Vec<f32>> {
-    let mut out = vec![0f32; raw.len() / dtype.size()];
+/// Widens 16-bit floats; f32 is read in place. False for any other type.
+fn to_f32(dtype: Dtype, raw: &[u8], out: &mut [f32]) -> bool {
     match dtype {
         Dtype::F16 => {
             let mut halves = vec![f16::ZERO; out.len()];
             bytemuck::cast_slice_mut(&mut halves).copy_from_slice(raw);
-            halves.convert_to_f32_slice(&mut out);
+            halves.convert_to_f32_slice(out);
         }
         Dtype::BF16 => {
             for (value, b) in out.iter_mut().zip(raw.chunks_exact(2)) {
                 *value = bf16::from_le_bytes([b[0], b[1]]).to_f32();
             }
         }
-        _ => return None,
+        _ => return false,
     }
-    Some(out)
+    true
 }
 
 /// Index of the first value that is NaN or beyond ±limit. Whole chunks are judged at once, which vectorises.

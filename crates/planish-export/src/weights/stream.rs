@@ -1,6 +1,15 @@
 //! Fills a weight file from its plan: reads, converts and writes a few megabytes at a time.
 
-use std::{collections::BTreeMap, ops::Range, path::Path};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    ops::Range,
+    path::Path,
+    sync::{
+        Mutex,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+};
 
 use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
@@ -17,7 +26,14 @@ use crate::{Error, Result, blob::BlobWriter};
 
 /// Weights handled by one task at a time; with both precisions about 3 MB.
 const BLOCK_ELEMENTS: usize = 1 << 19;
+/// Pieces that may wait for the writing thread.
+const QUEUE: usize = 8;
 const FP16_MAX: f32 = 65504.0;
+
+thread_local! {
+    /// Weights of the block that a thread works on.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
 
 /// How far the stored form of one weight is from the original.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -40,6 +56,8 @@ pub type Importance = BTreeMap<String, Vec<f32>>;
 
 /// Writes the weight file. Returns the error of each compressed weight and a hash of all data.
 ///
+/// Reading and converting run beside hashing and writing, which have a thread of their own.
+///
 /// # Errors
 /// [`Error::NotFinite`] and [`Error::Fp16Range`] for weights that fp16 cannot hold; [`Error::Io`].
 pub fn stream(
@@ -48,35 +66,75 @@ pub fn stream(
     importance: &Importance,
     path: &Path,
 ) -> Result<(Vec<LayerError>, u64)> {
-    let mut out = Sink {
-        writer: BlobWriter::create(path, &plan.blobs)?,
-        hash: Xxh3::new(),
-    };
-    let mut errors = Vec::new();
-    for job in &plan.jobs {
-        errors.extend(run(job, source, importance, &mut out)?);
+    let writer = BlobWriter::create(path, &plan.blobs)?;
+    let (sender, receiver) = sync_channel(QUEUE);
+    let used = Mutex::new(Vec::new());
+    let (made, written) = std::thread::scope(|scope| {
+        let writing = scope.spawn(|| write_all(writer, receiver, &used));
+        let out = Outlet {
+            pieces: sender,
+            used: &used,
+        };
+        let made: Result<Vec<_>> = plan.jobs.iter().map(|job| run(job, source, importance, &out)).collect();
+        drop(out); // ends the writing
+        (made, writing.join())
+    });
+    // Where writing failed, making failed after it for want of a taker.
+    let (writer, hash) = written.map_err(|_| Error::internal("the writing thread panicked"))??;
+    let errors = made?.into_iter().flatten().collect();
+    writer.finish()?;
+    Ok((errors, hash))
+}
+
+/// What the writing thread is told.
+enum Piece {
+    NextBlob,
+    Bytes(Vec<u8>),
+    Halves(Vec<f16>),
+}
+
+/// Buffers that have been written and may be filled again: fresh memory costs as much as converting.
+type Used = Mutex<Vec<Vec<f16>>>;
+
+/// Hands pieces to the writing thread, in order.
+struct Outlet<'a> {
+    pieces: SyncSender<Piece>,
+    used: &'a Used,
+}
+
+impl Outlet<'_> {
+    fn put(&self, piece: Piece) -> Result<()> {
+        let stopped = |_| Error::internal("the writing thread stopped");
+        self.pieces.send(piece).map_err(stopped)
     }
-    out.writer.finish()?;
-    Ok((errors, out.hash.digest()))
 }
 
-/// The file and a hash of what went into it.
-struct Sink {
-    writer: BlobWriter,
-    hash: Xxh3,
-}
-
-impl Sink {
-    fn put(&mut self, data: &[u8]) -> Result<()> {
-        self.hash.update(data);
-        self.writer.write(data)
+/// Takes the receiver: when writing fails, makers must find nobody there.
+#[allow(clippy::needless_pass_by_value)]
+fn write_all(mut writer: BlobWriter, pieces: Receiver<Piece>, used: &Used) -> Result<(BlobWriter, u64)> {
+    let mut hash = Xxh3::new();
+    for piece in &pieces {
+        let data = match &piece {
+            Piece::NextBlob => {
+                writer.next_blob()?;
+                continue;
+            }
+            Piece::Bytes(bytes) => bytes.as_slice(),
+            Piece::Halves(halves) => bytemuck::cast_slice(halves),
+        };
+        hash.update(data);
+        writer.write(data)?;
+        if let (Piece::Halves(halves), Ok(mut used)) = (piece, used.lock()) {
+            used.push(halves);
+        }
     }
+    Ok((writer, hash.digest()))
 }
 
-fn run(job: &Job, source: &WeightSource, importance: &Importance, out: &mut Sink) -> Result<Option<LayerError>> {
-    out.writer.next_blob()?;
+fn run(job: &Job, source: &WeightSource, importance: &Importance, out: &Outlet) -> Result<Option<LayerError>> {
+    out.put(Piece::NextBlob)?;
     match &job.source {
-        JobSource::Table { .. } => out.put(bytemuck::cast_slice(&job.table)).map(|()| None),
+        JobSource::Table { .. } => out.put(Piece::Halves(job.table.clone())).map(|()| None),
         JobSource::Rows {
             tensor,
             rows,
@@ -95,20 +153,24 @@ fn run(job: &Job, source: &WeightSource, importance: &Importance, out: &mut Sink
     }
 }
 
-fn dense_rows(tensor: &str, rows: Range<usize>, source: &WeightSource, out: &mut Sink) -> Result<()> {
+fn dense_rows(tensor: &str, rows: Range<usize>, source: &WeightSource, out: &Outlet) -> Result<()> {
     let columns: usize = source.shape(tensor)?[1..].iter().product();
+    let used = out.used;
     in_blocks(
         rows,
         columns,
         1,
         |block| {
-            let values = source.rows(tensor, block.clone())?;
-            check_range(tensor, block.start * columns, &values)?;
-            let mut halves = vec![f16::ZERO; values.len()];
-            halves.convert_from_f32_slice(&values);
-            Ok(halves)
+            SCRATCH.with_borrow_mut(|values| {
+                source.rows_into(tensor, block.clone(), values)?;
+                check_range(tensor, block.start * columns, values)?;
+                let mut halves = used.lock().ok().and_then(|mut used| used.pop()).unwrap_or_default();
+                halves.resize(values.len(), f16::ZERO);
+                halves.convert_from_f32_slice(values);
+                Ok(halves)
+            })
         },
-        |halves| out.put(bytemuck::cast_slice(&halves)),
+        |halves| out.put(Piece::Halves(halves)),
     )
 }
 
@@ -119,7 +181,7 @@ struct Task<'a> {
     importance: Option<&'a Vec<f32>>,
 }
 
-fn compressed_rows(task: &Task, source: &WeightSource, out: &mut Sink) -> Result<LayerError> {
+fn compressed_rows(task: &Task, source: &WeightSource, out: &Outlet) -> Result<LayerError> {
     let Task {
         tensor,
         rows,
@@ -145,11 +207,11 @@ fn compressed_rows(task: &Task, source: &WeightSource, out: &mut Sink) -> Result
             miss += errors.0;
             size += errors.1;
             max_error = max_error.max(errors.2);
-            out.put(&data)
+            out.put(Piece::Bytes(data))
         },
     )?;
-    out.writer.next_blob()?;
-    out.put(bytemuck::cast_slice(&side))?;
+    out.put(Piece::NextBlob)?;
+    out.put(Piece::Halves(side))?;
     let whole = *rows == (0..source.shape(tensor)?[0]);
     let tensor = if whole {
         tensor.into()

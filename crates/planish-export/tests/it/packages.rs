@@ -112,6 +112,25 @@ fn equal_input_gives_equal_bytes() {
 }
 
 #[test]
+fn compressed_weights_without_text_warn() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("m");
+    write_model(&model, LLAMA, 1);
+    let warned = |name: &str, weights: WeightFormat, calibration: Vec<u32>| {
+        let options = ExportOptions {
+            weights,
+            calibration,
+            ..ExportOptions::default()
+        };
+        let report = export(&model, AdapterDelta::default(), &folder.path().join(name), &options).unwrap();
+        report.warnings.iter().any(|w| w.contains("--text"))
+    };
+    assert!(warned("a.mlpackage", WeightFormat::Lut6, Vec::new()));
+    assert!(!warned("b.mlpackage", WeightFormat::Fp16, Vec::new()));
+    assert!(!warned("c.mlpackage", WeightFormat::Lut6, vec![3; 300]));
+}
+
+#[test]
 fn anemll_folder_has_what_hosts_look_for() {
     let folder = tempfile::tempdir().unwrap();
     let (model, path) = (folder.path().join("m"), folder.path().join("out"));
@@ -141,6 +160,7 @@ fn anemll_folder_has_what_hosts_look_for() {
         "num_chunks: 2",
         "lut_ffn: 6",
         "lut_embeddings: none",
+        "lut_lmhead: 6",
         "split_lm_head: 8",
         "ffn: llama_FFN_PF_lut6.mlmodelc",
     ] {
