@@ -4,26 +4,28 @@
 //! cargo run --release --example finetune
 //! ```
 //! The first run downloads the model (93 MB); later ones find it in the cache. Results are in `target/finetune`.
+//! Facts of your own, in the layout of `examples/finetune/facts`: `cargo run --release --example finetune -- FOLDER`.
 
 #![allow(clippy::print_stdout)] // A program: its output is its purpose.
 
 mod curve;
 mod progress;
 
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 use anyhow::{Context, Result};
+use planish_core::target_modules::{ALL_LINEAR, Blocks, TargetModules};
 use planish_data::{ChatTemplate, DataOptions, Splits, TemplateOptions, Tokenizer};
 use planish_hub::{Dtype, package};
 use planish_nn::generate::{GenerateOptions, generate};
-use planish_nn::{LoadOptions, Model, Sampling};
-use planish_train::{Length, TrainOptions, Trainer};
+use planish_nn::{LoadOptions, LoraConfig, LoraScale, Model, Sampling};
+use planish_train::{Length, TrainOptions, Trainer, Tuning};
 use serde_json::{Value, json};
 
 use progress::Progress;
 
-/// Four wordings of each fact to learn from (`train.jsonl`), a fifth to be examined with (`valid.jsonl`).
+/// Six wordings of each fact to learn from (`train.jsonl`), a seventh to be examined with (`valid.jsonl`).
 const FACTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/finetune/facts");
 const OUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/finetune");
 
@@ -39,23 +41,29 @@ fn main() -> Result<()> {
     )?;
     let mut chat = Chat::load(&base)?;
 
-    // Conversations, rendered and tokenised, with a mask that trains the answers only.
-    let splits = Splits::load(
-        Path::new(FACTS),
-        &chat.tokenizer,
-        Some(&chat.template),
-        &DataOptions::default(),
-    )?;
-    let valid = splits.valid.context("the example ships with valid.jsonl")?;
+    let facts = env::args_os()
+        .nth(1)
+        .map_or_else(|| PathBuf::from(FACTS), PathBuf::from);
 
-    let exam = Exam::read(&Path::new(FACTS).join("valid.jsonl"))?;
+    // Conversations, rendered and tokenised, with a mask that trains the answers only.
+    let splits = Splits::load(&facts, &chat.tokenizer, Some(&chat.template), &DataOptions::default())?;
+    let valid = splits.valid.context("the folder has a valid.jsonl")?;
+
+    let known = Exam::read(&facts.join("train.jsonl"))?;
+    let exam = Exam::read(&facts.join("valid.jsonl"))?;
     println!("{}\n  before: {}", exam.questions[0], chat.answer(&exam.questions[0])?);
 
-    // Low-rank adapters on every linear layer; the model's own weights stay as they are.
+    // Low-rank adapters on every linear layer of the last eight blocks; the model's own weights stay as they are.
     let options = TrainOptions {
-        length: Length::Steps(96),
+        length: Length::Steps(126),
         batch_size: 4,
-        learning_rate: 5e-4,
+        learning_rate: 2e-4,
+        tuning: Tuning::Adapters(Box::new(LoraConfig {
+            rank: 8,
+            scale: LoraScale::Fixed(20.0),
+            targets: TargetModules::new([ALL_LINEAR], Blocks::from_count(8)?),
+            ..LoraConfig::default()
+        })),
         report_every: 1,
         ..TrainOptions::default()
     };
@@ -67,7 +75,9 @@ fn main() -> Result<()> {
 
     println!("{}\n  after:  {}", exam.questions[0], chat.answer(&exam.questions[0])?);
     println!(
-        "{} of {} facts are known in words never trained on",
+        "{} of {} facts are known in words of the training, {} of {} in words never trained on",
+        known.grade(&chat)?,
+        known.questions.len(),
         exam.grade(&chat)?,
         exam.questions.len()
     );
@@ -114,13 +124,14 @@ impl Chat {
     }
 }
 
-/// Questions, each with a word that a right answer contains.
+/// A question about each fact, with a word that a right answer contains.
 struct Exam {
     questions: Vec<String>,
     keywords: Vec<String>,
 }
 
 impl Exam {
+    /// The first question in `file` about each fact.
     fn read(file: &Path) -> Result<Self> {
         let mut exam = Self {
             questions: Vec::new(),
@@ -129,8 +140,11 @@ impl Exam {
         for line in fs::read_to_string(file)?.lines() {
             let row: Value = serde_json::from_str(line)?;
             let text = |value: &Value| value.as_str().map(str::to_string).context("expected a text");
-            exam.questions.push(text(&row["messages"][0]["content"])?);
-            exam.keywords.push(text(&row["keyword"])?);
+            let keyword = text(&row["keyword"])?;
+            if !exam.keywords.contains(&keyword) {
+                exam.questions.push(text(&row["messages"][0]["content"])?);
+                exam.keywords.push(keyword);
+            }
         }
         Ok(exam)
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test that cannot go on must say why.
 
 mod adapters;
+mod bad_input;
 mod basics;
 mod device;
 mod doctor;
