@@ -36,7 +36,7 @@ pub enum Kernels {
 }
 
 impl Kernels {
-    /// The fastest for training adapters on the default device, by measurement (docs/performance.md): packed bf16 where
+    /// What should be fastest for training adapters on the default device (docs/performance.md says what was measured): packed bf16 where
     /// the processor multiplies bf16, our own kernels in f32 on other CPUs with vector units they are written for.
     ///
     /// # Errors
