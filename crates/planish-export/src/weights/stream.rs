@@ -50,8 +50,7 @@ pub struct LayerError {
 
 /// Importance of each input of a linear layer, by module path: its mean share in the squares of a token.
 ///
-/// A share, not the square itself: the first token of a text has some inputs hundreds of times larger than any other, and
-/// tables would be made for it alone.
+/// A share, so that a token with large activations counts no more than another; docs/coreml.md has the measurement.
 pub type Importance = BTreeMap<String, Vec<f32>>;
 
 /// Writes the weight file. Returns the error of each compressed weight and a hash of all data.
