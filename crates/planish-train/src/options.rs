@@ -73,7 +73,8 @@ pub struct TrainOptions {
     pub clip_norm: Option<f64>,
     /// Label smoothing and z-loss.
     pub loss: TokenLossOptions,
-    /// Trained positions whose logits exist at one time; `None`: all when they take up to 256 MiB, else 1024.
+    /// Trained positions whose logits exist at one time; `None`: all up to 256 MiB of
+    /// logits, else as many as take that, at most 1024.
     pub chunk_tokens: Option<usize>,
     /// Distrust weighting.
     pub distrust: DistrustOptions,

@@ -6,7 +6,7 @@ use planish_core::units::format_bytes;
 
 use crate::options::{TrainOptions, Tuning};
 use crate::recipes::Recipe;
-use crate::window::{CHUNK_TOKENS, LOGITS_BYTES};
+use crate::window::{CHUNK_TOKENS, automatic_chunk};
 use crate::{Error, Result};
 
 /// Bytes that a run is expected to hold at its peak, by what they are for.
@@ -115,11 +115,7 @@ fn activations(config: &ModelConfig, options: &TrainOptions, rows: u64, length: 
 
 fn logits(config: &ModelConfig, options: &TrainOptions, positions: usize) -> u64 {
     let row = config.vocab_size * size_of::<f32>();
-    let automatic = if positions * row <= LOGITS_BYTES {
-        positions
-    } else {
-        CHUNK_TOKENS
-    };
+    let automatic = automatic_chunk(positions, config.vocab_size);
     let at_once = options.chunk_tokens.unwrap_or(automatic).min(positions);
     // A head that trains keeps every chunk's logits until the backward pass.
     let kept = if options.tuning == Tuning::Full {

@@ -145,10 +145,19 @@ pub(crate) fn model_inputs(batch: &Batch) -> (Array, AttentionMask) {
 
 /// Trained positions whose logits exist at one time.
 pub(crate) fn chunk_tokens(options: &TrainOptions, trained: usize, vocab_size: usize) -> usize {
-    let all_fit = trained * vocab_size * size_of::<f32>() <= LOGITS_BYTES;
     options
         .chunk_tokens
-        .unwrap_or(if all_fit { trained.max(1) } else { CHUNK_TOKENS })
+        .unwrap_or_else(|| automatic_chunk(trained, vocab_size))
+}
+
+/// All positions where their logits take up to [`LOGITS_BYTES`], else as many as do, and at most [`CHUNK_TOKENS`].
+pub(crate) fn automatic_chunk(trained: usize, vocab_size: usize) -> usize {
+    let that_fit = (LOGITS_BYTES / (vocab_size * size_of::<f32>()).max(1)).max(1);
+    if trained <= that_fit {
+        trained.max(1)
+    } else {
+        that_fit.min(CHUNK_TOKENS)
+    }
 }
 
 /// Cross-entropy of the trained positions, for training or, with `None`, as the model is used.
@@ -303,6 +312,15 @@ mod tests {
             total = total.add(weighted_sum(&loss.objective, &weights).unwrap()).unwrap();
         }
         total.divide(Array::from_f32(window.target_tokens as f32)).unwrap()
+    }
+
+    #[test]
+    fn chunks_are_bounded_by_memory_and_by_count() {
+        assert_eq!(automatic_chunk(500, 32_000), 500);
+        assert_eq!(automatic_chunk(0, 32_000), 1);
+        assert_eq!(automatic_chunk(4096, 32_000), 1024);
+        assert_eq!(automatic_chunk(4096, 131_072), 512);
+        assert_eq!(automatic_chunk(10, 1 << 40), 1);
     }
 
     #[test]
