@@ -133,7 +133,8 @@ func compare(_ runner: Runner) throws -> [String: Any] {
         let best = logits.indices.max { logits[$0] < logits[$1] }!
         if step.ids.prefix(3).contains(best) { contained += 1 }
     }
-    return ["max_logit_difference": worst, "top3_contained": contained, "steps": expected.steps.count]
+    // JSON has no infinity, and writing one would end the program.
+    return ["max_logit_difference": worst.isFinite ? worst as Any : "not finite" as Any, "top3_contained": contained, "steps": expected.steps.count]
 }
 
 @available(macOS 15, *)
