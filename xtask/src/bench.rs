@@ -170,14 +170,14 @@ impl<'a> Bench<'a> {
         match args.work {
             Work::Step => {
                 command.args(["bench", "--json", "--kernels", kernels, "--shape", &args.shape]);
-                command.args(["--batch", &args.batch.to_string(), "--length", &args.length.to_string()]);
+                command.args(["--batch", &args.batch.to_string(), "--seq", &args.length.to_string()]);
                 command.args(["--steps", &args.steps.to_string()]);
                 if args.checkpointing {
                     command.arg("--checkpointing");
                 }
             }
             Work::Generate => {
-                command.args(["bench", "--json", "--kernels", kernels, "--dtype", "float32"]);
+                command.args(["bench", "--json", "--kernels", kernels, "--dtype", "f32"]);
                 command.args([
                     "--generate",
                     &args.tokens.to_string(),
@@ -382,13 +382,15 @@ fn print_table(bench: &Bench<'_>, contenders: &[Option<Peer>], results: &[Vec<Va
         println!(
             "| {} | {} | {}{} | {speed:.1} | {:.2} | {:.2} |",
             name(*contender),
-            word("device"),
+            rounds[0]["backend"]
+                .as_str()
+                .map_or_else(|| word("device"), str::to_owned),
             word("dtype"),
             rounds[0]["kernels"]
                 .as_str()
                 .map(|kernels| format!(" ({kernels})"))
                 .unwrap_or_default(),
-            median(rounds, "peak_bytes") / 1e9,
+            median(rounds, "peak_memory_bytes").max(median(rounds, "peak_bytes")) / 1e9, // ours, or a peer's
             medians[0] / speed
         );
     }

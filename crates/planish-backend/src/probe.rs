@@ -268,10 +268,7 @@ fn class_of(told: &str, other: &str) -> String {
 /// Waits for the child, and ends it when it takes too long. Nothing of its group is left afterwards.
 fn watch(mut child: Child, report: &Path, limits: Limits) -> Result<ChildEnd> {
     let process = |action| move |source| Error::Process { action, source };
-    let told = [
-        child.stdout.take().map(|pipe| Tail::of(pipe)),
-        child.stderr.take().map(|pipe| Tail::of(pipe)),
-    ];
+    let told = [child.stdout.take().map(Tail::of), child.stderr.take().map(Tail::of)];
     let started = Instant::now();
     let ended = wait(&mut child, report, limits);
     // A helper that the child left behind would go on, and hold our ends of the pipes.

@@ -33,10 +33,10 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 4)]
     batch: usize,
     /// Tokens of a row
-    #[arg(long, default_value_t = 256)]
-    length: usize,
+    #[arg(long, value_name = "T", alias = "length", default_value_t = 256)]
+    seq: usize,
     /// Steps, two of warm-up among them
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(3..))]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(3..))]
     steps: u64,
     /// Measure generation of this many tokens instead of training
     #[arg(long, value_name = "TOKENS")]
@@ -44,9 +44,9 @@ pub(crate) struct Args {
     /// What computes on the CPU
     #[arg(long, value_parser = ["auto", "composed", "native", "native-bf16"], default_value = "auto")]
     kernels: String,
-    /// Element type of weights and activations; what the device likes best without it
-    #[arg(long, value_parser = ["float32", "float16", "bfloat16"])]
-    dtype: Option<String>,
+    /// Element type of weights and activations [default: f32 on a CPU, bf16 on a GPU]
+    #[arg(long)]
+    dtype: Option<ElementType>,
     /// Compute activations again in the backward pass instead of keeping them
     #[arg(long)]
     checkpointing: bool,
@@ -58,6 +58,16 @@ pub(crate) struct Args {
     json: bool,
 }
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ElementType {
+    #[value(alias = "float32")]
+    F32,
+    #[value(alias = "float16")]
+    F16,
+    #[value(alias = "bfloat16")]
+    Bf16,
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     use planish_core::run_config::Setting;
     let device = model::select_device(BackendDevice::from_text(&args.backend).unwrap_or(BackendDevice::Auto))?;
@@ -65,7 +75,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "composed" => Kernels::Composed,
         "native" => Kernels::Native,
         "native-bf16" => Kernels::NativeBf16,
-        _ if args.generate.is_some() => Kernels::Composed,
+        // Our own kernels compute on the processor.
+        _ if args.generate.is_some() || device != DeviceInUse::Cpu => Kernels::Composed,
         _ => Kernels::fastest()?,
     };
     let mut model = load(args, device, kernels)?;
@@ -76,12 +87,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn load(args: &Args, device: DeviceInUse, kernels: Kernels) -> Result<Model> {
-    let dtype = match args.dtype.as_deref() {
-        Some("float32") => Some(Dtype::Float32),
-        Some("float16") => Some(Dtype::Float16),
-        Some("bfloat16") => Some(Dtype::Bfloat16),
-        _ => None,
-    };
+    let dtype = args.dtype.map(|dtype| match dtype {
+        ElementType::F32 => Dtype::Float32,
+        ElementType::F16 => Dtype::Float16,
+        ElementType::Bf16 => Dtype::Bfloat16,
+    });
     if let Some(dir) = &args.model {
         let options = LoadOptions {
             dtype,
@@ -125,10 +135,10 @@ fn training(args: &Args, device: DeviceInUse, model: &mut Model) -> Result<()> {
         ..TrainOptions::default()
     };
     memory::reset_peak()?;
-    let steps = timed_steps(model, (args.batch, args.length), &options, args.steps as usize)?;
+    let steps = timed_steps(model, (args.batch, args.seq), &options, args.steps as usize)?;
     let median = median(steps[WARM_UP..].iter().map(|step| step.seconds).collect());
-    let speed = (args.batch * args.length) as f64 / median;
-    let work = format!("B{} T{}", args.batch, args.length);
+    let speed = (args.batch * args.seq) as f64 / median;
+    let work = format!("B{} T{}", args.batch, args.seq);
     print(args, device, model, &work, speed, median, &steps)
 }
 
@@ -180,13 +190,19 @@ fn print(
         format!("{:?}", model.dtype()).to_lowercase(),
         model.kernels().describe(),
     );
-    let peak = resident_peak().unwrap_or(memory::usage()?.peak_bytes);
+    let arrays = memory::usage()?.peak_bytes;
+    // A GPU's memory is not in the resident size.
+    let peak = match device {
+        DeviceInUse::Cpu => resident_peak().unwrap_or(arrays),
+        _ => arrays,
+    };
     if args.json {
         let losses: Vec<f64> = steps.iter().map(|step| step.loss).collect();
         let report = json!({
-            "model": name, "work": work, "device": device.word(), "dtype": dtype, "kernels": kernels,
-            "tokens_per_second": speed, "median_seconds": median, "peak_bytes": peak,
-            "array_peak_bytes": memory::usage()?.peak_bytes, "losses": losses,
+            "shape": name, "work": work, "backend": device.word(), "dtype": dtype, "kernels": kernels,
+            "tokens_per_second": speed, "step_ms": median * 1e3,
+            "first_step_ms": steps.first().map(|step| step.seconds * 1e3),
+            "peak_memory_bytes": peak, "array_peak_bytes": arrays, "losses": losses,
         });
         return output::line(&report.to_string());
     }

@@ -13,6 +13,8 @@ use planish_mlx::memory;
 use planish_nn::{LoadOptions, Model};
 use planish_train::{End, Identity, Resume, StopFlag, Summary, TrainOptions, Trainer};
 use serde_json::{Map, Value, json};
+use signal_hook::consts::SIGINT;
+use signal_hook::iterator::Signals;
 
 use crate::data::{self, Text};
 use crate::failure::{Interrupted, usage};
@@ -262,14 +264,16 @@ fn rungs(device: DeviceInUse) -> Rungs {
 fn stop_on_ctrl_c() -> Result<StopFlag> {
     let stop = StopFlag::default();
     let asked = stop.clone();
-    ctrlc::set_handler(move || {
-        if asked.is_set() {
-            std::process::exit(130);
+    let mut interrupts = Signals::new([SIGINT]).context("cannot listen for Ctrl-C")?;
+    std::thread::spawn(move || {
+        for _ in interrupts.forever() {
+            if asked.is_set() {
+                std::process::exit(130);
+            }
+            asked.stop();
+            output::note("\nstopping after this update; Ctrl-C again ends at once");
         }
-        asked.stop();
-        output::note("\nstopping after this update; Ctrl-C again ends at once");
-    })
-    .context("cannot listen for Ctrl-C")?;
+    });
     Ok(stop)
 }
 

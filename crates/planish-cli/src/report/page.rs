@@ -327,7 +327,7 @@ fn data(runs: &[Run]) -> String {
         let rows = rows
             .iter()
             .map(|(name, field)| ((*name).to_owned(), runs.iter().map(|run| of(run, field)).collect()));
-        let _ = write!(html, "<div><h3>{title}</h3>{}</div>\n", table(runs, rows));
+        let _ = writeln!(html, "<div><h3>{title}</h3>{}</div>", table(runs, rows));
     }
     let shapes = |run: &Run| {
         let shapes = run.plan()["shapes"].as_array()?.iter();
@@ -341,7 +341,7 @@ fn data(runs: &[Run]) -> String {
         ("Shapes of an epoch".to_owned(), runs.iter().map(shapes).collect()),
         ("Padding".to_owned(), runs.iter().map(padding).collect()),
     ];
-    let _ = write!(html, "<div><h3>Batches</h3>{}</div>\n", table(runs, plan.into_iter()));
+    let _ = writeln!(html, "<div><h3>Batches</h3>{}</div>", table(runs, plan.into_iter()));
     // Columns for several runs want the whole width.
     let class = if runs.len() > 1 { "stack" } else { "cards" };
     format!("<div class=\"{class}\">\n{html}</div>\n")
@@ -370,9 +370,9 @@ fn configuration(runs: &[Run]) -> String {
     for run in runs {
         if let Some(config) = &run.config {
             let open = if runs.len() == 1 { " open" } else { "" };
-            let _ = write!(
+            let _ = writeln!(
                 html,
-                "<div class=\"card stacked\"><details{open}><summary>{} · config.toml</summary><pre>{}</pre></details></div>\n",
+                "<div class=\"card stacked\"><details{open}><summary>{} · config.toml</summary><pre>{}</pre></details></div>",
                 escaped(&run.name),
                 escaped(config.trim_end())
             );

@@ -196,8 +196,8 @@ fn judge(backend: Backend, found: &Step, expected: &Step) -> StepReport {
     };
     for ((name, found), (_, expected)) in found.gradients.iter().zip(&expected.gradients) {
         let error = relative_error(found, expected);
-        // Written so that a NaN is the worst of all.
-        if !(error <= report.gradient_error) {
+        // A NaN is the worst of all.
+        if error.is_nan() || error > report.gradient_error {
             (report.gradient_error, report.worst) = (error, name.clone());
         }
     }
