@@ -52,6 +52,8 @@ fn cli_train_learns_and_its_adapter_is_used() {
         "--set",
         "optimizer.learning_rate=2e-3",
         "--set",
+        "model.kernels=composed", // as `eval` computes
+        "--set",
         "logging.report_every=4",
     ];
     let ran = planish(&[&args[..], &settings].concat());

@@ -650,7 +650,7 @@ fn ten_rows_are_learned_by_heart_and_said_again() {
         .map(|(thing, answer)| chat(&format!("What of {thing}?"), answer))
         .collect();
     let data = world.data("train.jsonl", &rows);
-    let run = train(AllWeights::full(150), &data, None, &world.path("out"));
+    let run = train(AllWeights::full(240), &data, None, &world.path("out"));
     assert!(run.losses().last().unwrap() < &0.05, "{:?}", run.losses());
     let tokenizer = planish_data::Tokenizer::from_dir(crate::world::tiny_dir()).unwrap();
     for (index, answer) in answers.iter().enumerate() {
