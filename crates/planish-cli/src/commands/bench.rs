@@ -75,8 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "composed" => Kernels::Composed,
         "native" => Kernels::Native,
         "native-bf16" => Kernels::NativeBf16,
-        // Our own kernels compute on the processor.
-        _ if args.generate.is_some() || device != DeviceInUse::Cpu => Kernels::Composed,
+        _ if args.generate.is_some() => Kernels::Composed,
         _ => Kernels::fastest()?,
     };
     let mut model = load(args, device, kernels)?;

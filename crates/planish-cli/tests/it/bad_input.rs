@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::run::{Ran, planish, run, text, tiny_model};
+use crate::run::{Ran, copy_of_the_model, planish, run, text, tiny_model};
 
 const ROW: &str = r#"{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]}"#;
 
@@ -162,16 +162,6 @@ fn data_folder(dir: &Path, rows: &str) -> PathBuf {
     fs::create_dir(&data).unwrap();
     fs::write(data.join("train.jsonl"), rows).unwrap();
     data
-}
-
-fn copy_of_the_model(dir: &Path) -> PathBuf {
-    let model = dir.join("model");
-    fs::create_dir(&model).unwrap();
-    for entry in fs::read_dir(tiny_model()).unwrap() {
-        let file = entry.unwrap().path();
-        fs::copy(&file, model.join(file.file_name().unwrap())).unwrap();
-    }
-    model
 }
 
 fn edit_json(file: &Path, edit: impl FnOnce(&mut Value)) {

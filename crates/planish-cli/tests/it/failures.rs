@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::run::{Ran, planish, text, tiny_model};
+use crate::run::{Ran, copy_of_the_model, planish, text};
 
 /// A run of six updates on six short conversations, saved after every second.
 struct Run {
@@ -15,16 +15,7 @@ struct Run {
 impl Run {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let model = dir.path().join("model");
-        std::fs::create_dir(&model).unwrap();
-        for name in [
-            "config.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "model.safetensors",
-        ] {
-            std::fs::copy(tiny_model().join(name), model.join(name)).unwrap();
-        }
+        let model = copy_of_the_model(dir.path());
         let run = Self { dir, model };
         std::fs::create_dir(run.path("data")).unwrap();
         run.write_rows("It is");

@@ -7,7 +7,7 @@ use planish_checkpoint::tensors::{Dtype, TensorStore};
 use serde_json::Value;
 
 use crate::adapters::{difference, logits, with_adapter, write_quantized};
-use crate::run::{planish, text, tiny_model};
+use crate::run::{copy_of_the_model, planish, text, tiny_model};
 
 #[test]
 fn cli_fuse_says_what_base_and_adapter_say() {
@@ -243,16 +243,7 @@ fn cli_export_gguf_of_a_quantised_base_is_dequantised_first() {
 #[test]
 fn cli_export_of_a_broken_shard_leaves_nothing() {
     let (dir, adapter) = with_adapter(Method::Lora, 1e-3);
-    let model = dir.path().join("model");
-    std::fs::create_dir(&model).unwrap();
-    for name in [
-        "config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "model.safetensors",
-    ] {
-        std::fs::copy(tiny_model().join(name), model.join(name)).unwrap();
-    }
+    let model = copy_of_the_model(dir.path());
     let weights = model.join("model.safetensors");
     let bytes = std::fs::read(&weights).unwrap();
     std::fs::write(&weights, &bytes[..bytes.len() - 100]).unwrap();

@@ -38,6 +38,21 @@ pub(crate) fn tiny_model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../planish-nn/tests/fixtures/tiny-llama-1m")
 }
 
+/// A copy of the tiny model, to be changed: `dir/model`.
+pub(crate) fn copy_of_the_model(dir: &Path) -> PathBuf {
+    let model = dir.join("model");
+    std::fs::create_dir(&model).unwrap();
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ] {
+        std::fs::copy(tiny_model().join(name), model.join(name)).unwrap();
+    }
+    model
+}
+
 /// A path as an argument.
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("a path of Unicode")
