@@ -99,18 +99,26 @@ pub fn split_key(key: &Array, count: i32) -> Result<Array> {
 /// # Ok::<(), planish_mlx::Error>(())
 /// ```
 pub fn after(array: &Array, others: &[Array]) -> Result<Array> {
-    let inputs = raw::ArrayList::of(std::slice::from_ref(array))?;
-    let others = raw::ArrayList::of(others)?;
-    let mut outputs = raw::ArrayList::empty();
-    // SAFETY: all lists are live during the call.
-    let status = unsafe { mlx_sys::mlx_depends(outputs.as_mut_ptr(), inputs.handle(), others.handle()) };
-    raw::check(status, "order two arrays")?;
-    match outputs.to_vec()?.pop() {
+    match all_after(std::slice::from_ref(array), others)?.pop() {
         Some(array) => Ok(array),
         None => Err(crate::Error::Operation(
             "order two arrays: nothing came back".to_owned(),
         )),
     }
+}
+
+/// `arrays`, available only after `others` are computed; see [`after`].
+///
+/// # Errors
+/// [`crate::Error::Mlx`].
+pub fn all_after(arrays: &[Array], others: &[Array]) -> Result<Vec<Array>> {
+    let inputs = raw::ArrayList::of(arrays)?;
+    let others = raw::ArrayList::of(others)?;
+    let mut outputs = raw::ArrayList::empty();
+    // SAFETY: all lists are live during the call.
+    let status = unsafe { mlx_sys::mlx_depends(outputs.as_mut_ptr(), inputs.handle(), others.handle()) };
+    raw::check(status, "order two arrays")?;
+    outputs.to_vec()
 }
 
 fn stream_handle(stream: &Stream) -> mlx_sys::mlx_stream {

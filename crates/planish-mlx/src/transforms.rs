@@ -1,4 +1,5 @@
-//! Gradients: of a function, through a recomputed function (activation checkpointing), by a hand-written rule.
+//! Gradients: of a function, through a recomputed function (activation checkpointing), by a hand-written rule. And
+//! functions that are traced once and called often ([`Compiled`]).
 //!
 //! A function given to these transforms is pure: what it computes depends on its arguments, and gradients flow to its
 //! arguments only. Arrays that it captures are constants.
@@ -9,14 +10,16 @@
 #![allow(unsafe_code)] // closures cross the C boundary
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
 
 use mlx_rs::Array;
 
 use crate::raw::{self, ArrayList, check};
-use crate::{Error, install_error_handler};
+use crate::{Error, install_error_handler, ops};
 
 /// What a differentiated function may fail with: any error type that can also hold this crate's [`Error`].
 pub trait CallbackError: std::error::Error + From<Error> + 'static {}
@@ -111,15 +114,73 @@ where
     E: CallbackError,
     F: FnMut(&[Array]) -> Result<Vec<Array>, E> + 'static,
 {
-    install_error_handler();
-    let closure = Closure::owning::<E, F>(function);
-    let mut transformed = Closure::empty();
-    // SAFETY: both handles are live; the transformed closure shares the payload of the first.
-    check(
-        unsafe { mlx_sys::mlx_checkpoint(&mut transformed.0, closure.0) },
-        "checkpoint a function",
-    )?;
-    transformed.call(inputs)
+    let forward = Rc::new(RefCell::new(function));
+    let again = forward.clone();
+    custom_vjp(
+        move |inputs: &[Array]| (*forward.borrow_mut())(inputs),
+        move |inputs: &[Array], cotangents: &[Array], outputs: &[Array]| {
+            recomputed_gradients(&mut *again.borrow_mut(), inputs, cotangents, outputs)
+        },
+        inputs,
+    )
+}
+
+/// The gradients of `function`, computed from `inputs` alone, and not before the backward pass has come to it: a lazy
+/// graph would else compute everything again at once, and a compiled one would find that it has it already.
+fn recomputed_gradients<E, F>(
+    function: &mut F,
+    inputs: &[Array],
+    cotangents: &[Array],
+    outputs: &[Array],
+) -> Result<Vec<Array>, E>
+where
+    E: CallbackError,
+    F: FnMut(&[Array]) -> Result<Vec<Array>, E>,
+{
+    let now: Vec<Array> = cotangents.iter().chain(outputs).cloned().collect();
+    let again = ops::all_after(inputs, &now)?;
+    let differentiable: Vec<usize> = (0..inputs.len()).filter(|&i| inputs[i].dtype().is_float()).collect();
+    let primals: Vec<Array> = differentiable.iter().map(|&i| again[i].clone()).collect();
+    let mut at = again.clone();
+    let of_primals = |primals: &[Array]| {
+        for (&i, primal) in differentiable.iter().zip(primals) {
+            at[i] = primal.clone();
+        }
+        function(&at)
+    };
+    let mut gradients = vjp(of_primals, &primals, cotangents)?.into_iter();
+    let mut all = Vec::with_capacity(inputs.len());
+    for (i, input) in inputs.iter().enumerate() {
+        all.push(match differentiable.contains(&i).then(|| gradients.next()).flatten() {
+            Some(gradient) => gradient,
+            None => mlx_rs::ops::zeros_like(input).map_err(Error::from)?,
+        });
+    }
+    Ok(all)
+}
+
+/// The gradients of `Σ cotangents · function(primals)`.
+fn vjp<E, F>(mut function: F, primals: &[Array], cotangents: &[Array]) -> Result<Vec<Array>, E>
+where
+    E: CallbackError,
+    F: FnMut(&[Array]) -> Result<Vec<Array>, E>,
+{
+    let closure = borrowing::<E, _>(&mut function);
+    let (primals, cotangents) = (ArrayList::of(primals)?, ArrayList::of(cotangents)?);
+    let (mut outputs, mut gradients) = (ArrayList::empty(), ArrayList::empty());
+    forget_failure();
+    // SAFETY: all handles are live. The closure borrows `function`, which MLX calls once, inside this call.
+    let status = unsafe {
+        mlx_sys::mlx_vjp(
+            outputs.as_mut_ptr(),
+            gradients.as_mut_ptr(),
+            closure.0,
+            primals.handle(),
+            cotangents.handle(),
+        )
+    };
+    outcome::<E>(status, "differentiate a recomputed function")?;
+    Ok(gradients.to_vec()?)
 }
 
 /// Calls `forward`, whose gradient is what `backward` says.
@@ -160,6 +221,73 @@ where
     transformed.call(inputs)
 }
 
+/// A function that is traced once for each combination of shapes and types of its arguments, simplified, its chains of
+/// element-wise operations fused into kernels of their own, and from then on called without running any of its Rust.
+///
+/// So whatever differs from call to call must be an argument: what the function captures, and every number that it takes
+/// from elsewhere, stays as it was when it was traced. Captured arrays must be evaluated before, else every call computes
+/// them again. Nothing may be evaluated inside.
+///
+/// MLX keeps a trace for each combination, until this value is dropped: their number must be bounded. On the CPU the
+/// fused kernels go through a C++ compiler when they first run. Belongs to the thread that made it.
+///
+/// # Example
+/// ```no_run
+/// use planish_mlx::{Array, Error, transforms::Compiled};
+/// let mut silu = Compiled::new(|a: &[Array]| Ok::<_, Error>(vec![a[0].multiply(mlx_rs::ops::sigmoid(&a[0])?)?]))?;
+/// let y = silu.call(&[Array::from_f32(0.0)])?;
+/// assert_eq!(y[0].item_exact::<f32>(), 0.0);
+/// # Ok::<(), Error>(())
+/// ```
+pub struct Compiled<E> {
+    traced: Closure,
+    traces: Rc<Cell<usize>>,
+    error: PhantomData<fn() -> E>,
+}
+
+impl<E: CallbackError> Compiled<E> {
+    /// Prepares `function`, which is first called when this is.
+    ///
+    /// # Errors
+    /// [`Error::Mlx`].
+    pub fn new<F>(function: F) -> Result<Self, Error>
+    where
+        F: FnMut(&[Array]) -> Result<Vec<Array>, E> + 'static,
+    {
+        install_error_handler();
+        let traces = Rc::new(Cell::new(0));
+        let (mut run, count) = (function, traces.clone());
+        let function = Closure::owning::<E, _>(move |arguments: &[Array]| {
+            count.set(count.get() + 1);
+            run(arguments)
+        });
+        Ok(Self {
+            traced: function.compiled()?,
+            traces,
+            error: PhantomData,
+        })
+    }
+
+    /// The outputs at `arguments`, not yet evaluated.
+    ///
+    /// # Errors
+    /// What the function returns while it is traced; [`Error::Mlx`].
+    pub fn call(&mut self, arguments: &[Array]) -> Result<Vec<Array>, E> {
+        self.traced.call::<E>(arguments)
+    }
+
+    /// How often the function itself has run.
+    pub fn traces(&self) -> usize {
+        self.traces.get()
+    }
+}
+
+impl<E> std::fmt::Debug for Compiled<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Compiled").field("traces", &self.traces.get()).finish()
+    }
+}
+
 fn argument_numbers(with_respect_to: &[usize], count: usize) -> Result<Vec<i32>, Error> {
     with_respect_to
         .iter()
@@ -189,6 +317,17 @@ impl Closure {
         Self(unsafe {
             mlx_sys::mlx_closure_new_func_payload(Some(call_function::<E, F>), payload, Some(free_payload::<F>))
         })
+    }
+
+    /// The same function, traced.
+    fn compiled(&self) -> Result<Self, Error> {
+        let mut transformed = Self::empty();
+        // SAFETY: both handles are live; the compiled closure shares the payload of the first.
+        check(
+            unsafe { mlx_sys::mlx_compile(&mut transformed.0, self.0, false) },
+            "compile a function",
+        )?;
+        Ok(transformed)
     }
 
     fn call<E: CallbackError>(&self, inputs: &[Array]) -> Result<Vec<Array>, E> {
@@ -440,6 +579,111 @@ mod tests {
     fn panic_resumes_with_its_payload() {
         let caught = catch_unwind(|| value_and_grad::<Error, _>(|_| panic!("on purpose"), &[scalar(1.0)], &[0]));
         assert_eq!(*caught.unwrap_err().downcast::<&str>().unwrap(), "on purpose");
+    }
+
+    #[test]
+    fn checkpoint_passes_arguments_without_gradient() {
+        let values = Array::from_slice(&[1.0f32, 2.0, 3.0], &[3]);
+        let indices = Array::from_slice(&[2u32, 0], &[2]);
+        let pick = |a: &[Array]| Ok::<_, TestError>(vec![a[0].take_axis(&a[1], 0)?.square()?.sum(false)?]);
+        let arguments = [values, indices];
+        let (_, grads) = value_and_grad(|a| checkpoint(pick, a), &arguments, &[0]).unwrap();
+        assert_eq!(grads[0].as_slice::<f32>(), &[2.0, 0.0, 6.0]);
+    }
+
+    /// Whether MLX finds what it compiles fused kernels of the CPU with.
+    fn has_compiler() -> bool {
+        let found = std::process::Command::new("g++").arg("--version").output().is_ok();
+        if !found {
+            println!("not run: MLX needs g++ to compile for the CPU");
+        }
+        found
+    }
+
+    /// `x² + c` and its gradient, counting.
+    fn squares() -> Compiled<TestError> {
+        let function = |a: &[Array]| {
+            let square = |a: &[Array]| Ok::<_, TestError>(vec![a[0].square()?.add(&a[1])?.sum(false)?]);
+            let (mut outputs, grads) = value_and_grad(square, a, &[0])?;
+            outputs.extend(grads);
+            Ok(outputs)
+        };
+        Compiled::new(function).unwrap()
+    }
+
+    #[test]
+    fn compiled_function_is_traced_once_a_shape_and_reads_its_arguments() {
+        if !has_compiler() {
+            return;
+        }
+        let mut squares = squares();
+        for (n, offset) in [(1, 0.0), (3, 1.0), (1, 2.0), (3, 5.0), (1, -1.0)] {
+            let x = Array::from_slice(&[3.0f32, 1.0, 2.0][..n], &[n as i32]);
+            let outputs = squares.call(&[x, scalar(offset)]).unwrap();
+            let expected = [9.0, 10.0, 14.0][n - 1] + n as f32 * offset;
+            assert_eq!(outputs[0].item_exact::<f32>(), expected);
+            assert_eq!(outputs[1].as_slice::<f32>(), &[6.0, 2.0, 4.0][..n]);
+        }
+        assert_eq!(squares.traces(), 2);
+    }
+
+    #[test]
+    fn err_and_panic_in_a_compiled_function_pass_through_and_the_next_call_traces_anew() {
+        let mut calls = 0;
+        let mut function = Compiled::new(move |a: &[Array]| {
+            calls += 1;
+            match calls {
+                1 => Err(TestError::Refused),
+                2 => panic!("on purpose"),
+                _ => Ok(vec![a[0].clone()]),
+            }
+        })
+        .unwrap();
+        assert!(matches!(function.call(&[scalar(1.0)]), Err(TestError::Refused)));
+        let caught = catch_unwind(AssertUnwindSafe(|| function.call(&[scalar(1.0)])));
+        assert_eq!(*caught.unwrap_err().downcast::<&str>().unwrap(), "on purpose");
+        assert_eq!(function.call(&[scalar(4.0)]).unwrap()[0].item_exact::<f32>(), 4.0);
+        assert_eq!(function.call(&[scalar(5.0)]).unwrap()[0].item_exact::<f32>(), 5.0);
+        assert_eq!(function.traces(), 3);
+    }
+
+    #[test]
+    fn dropped_compiled_function_frees_what_it_captured() {
+        let held = Rc::new(());
+        let captured = held.clone();
+        let mut function = Compiled::<Error>::new(move |a: &[Array]| {
+            let _ = &captured;
+            Ok(vec![a[0].clone()])
+        })
+        .unwrap();
+        function.call(&[scalar(1.0)]).unwrap();
+        assert_eq!(Rc::strong_count(&held), 2);
+        drop(function);
+        assert_eq!(Rc::strong_count(&held), 1);
+    }
+
+    #[test]
+    fn compiled_checkpoint_still_computes_again() {
+        if !has_compiler() {
+            return;
+        }
+        // Counts how often the inner function is traced: once forward, once backward.
+        let inner = Rc::new(Cell::new(0));
+        let count = inner.clone();
+        let mut function = Compiled::<TestError>::new(move |a: &[Array]| {
+            let count = count.clone();
+            let cube = move |a: &[Array]| {
+                count.set(count.get() + 1);
+                Ok::<_, TestError>(vec![a[0].square()?.multiply(&a[0])?])
+            };
+            Ok(value_and_grad(|a| checkpoint(cube.clone(), a), a, &[0])?.1)
+        })
+        .unwrap();
+        for x in [2.0, 3.0] {
+            let grads = function.call(&[scalar(x)]).unwrap();
+            assert_eq!(grads[0].item_exact::<f32>(), 3.0 * x * x);
+        }
+        assert_eq!(inner.get(), 2);
     }
 
     #[test]
