@@ -10,6 +10,7 @@ use mlx_rs::{
 };
 
 use planish_mlx::host_kernel::{OutputSpec, host_kernel};
+use planish_mlx::transforms::custom_vjp;
 
 use crate::{
     Error, Result,
@@ -60,8 +61,38 @@ pub fn chunked_cross_entropy<E>(
 where
     E: From<Error> + std::fmt::Display,
 {
-    chunked(hidden, head, positions, chunk_tokens, &|logits, targets| {
+    let losses = chunked(hidden, head, positions, chunk_tokens, &|logits, targets| {
         logit_loss(logits, targets, options)
+    })?;
+    Ok(TokenLoss {
+        objective: with_gradient(&losses.objective, &losses.gradient, &losses.states)?,
+        nll: losses.nll,
+    })
+}
+
+/// [`chunked_cross_entropy`], written for a function that is [traced](planish_mlx::transforms::Compiled) for a GPU.
+///
+/// The same numbers. Logits are widened where they are used and not before, so that widening, exponential and narrowing
+/// are one fused kernel and the probabilities are never written in f32.
+///
+/// # Errors
+/// As there.
+pub fn chunked_cross_entropy_traced<E>(
+    hidden: &Array,
+    head: &Head<'_, E>,
+    positions: &TrainedPositions,
+    chunk_tokens: usize,
+    options: &TokenLossOptions,
+) -> Result<TokenLoss, E>
+where
+    E: From<Error> + std::fmt::Display,
+{
+    let losses = chunked(hidden, head, positions, chunk_tokens, &|logits, targets| {
+        fused_logit_loss(logits, targets, options)
+    })?;
+    Ok(TokenLoss {
+        objective: with_gradient_rule(&losses.objective, &losses.gradient, &losses.states)?,
+        nll: losses.nll,
     })
 }
 
@@ -84,7 +115,11 @@ where
     if !options.is_plain() {
         return chunked_cross_entropy(hidden, head, positions, chunk_tokens, options);
     }
-    chunked(hidden, head, positions, chunk_tokens, &native_logit_loss)
+    let losses = chunked(hidden, head, positions, chunk_tokens, &native_logit_loss)?;
+    Ok(TokenLoss {
+        objective: with_gradient(&losses.objective, &losses.gradient, &losses.states)?,
+        nll: losses.nll,
+    })
 }
 
 /// Loss, objective and gradient of each row of logits from logits and targets.
@@ -96,7 +131,7 @@ fn chunked<E>(
     positions: &TrainedPositions,
     chunk_tokens: usize,
     logit_loss: &LogitLoss<'_>,
-) -> Result<TokenLoss, E>
+) -> Result<Losses, E>
 where
     E: From<Error> + std::fmt::Display,
 {
@@ -117,13 +152,20 @@ where
             logit_loss,
         )?);
     }
-    let nll = concatenate(chunks.iter().map(|c| &c.nll))?;
-    let objective = concatenate(chunks.iter().map(|c| &c.objective))?;
-    let gradient = concatenate(chunks.iter().map(|c| &c.gradient))?;
-    Ok(TokenLoss {
-        objective: with_gradient(&objective, &gradient, &states)?,
-        nll,
+    Ok(Losses {
+        nll: concatenate(chunks.iter().map(|c| &c.nll))?,
+        objective: concatenate(chunks.iter().map(|c| &c.objective))?,
+        gradient: concatenate(chunks.iter().map(|c| &c.gradient))?,
+        states,
     })
+}
+
+/// What the chunks give together; `objective` does not carry `gradient` to `states` yet.
+struct Losses {
+    nll: Array,
+    objective: Array,
+    gradient: Array,
+    states: Array,
 }
 
 /// An output projection: hidden states `[c, d]` to logits `[c, v]`.
@@ -134,7 +176,8 @@ pub type Head<'a, E> = dyn Fn(&Array) -> Result<Array, E> + 'a;
 /// Built on the host from the batch plan, so the device never sees a mask.
 #[derive(Debug, Clone)]
 pub struct TrainedPositions {
-    indices: Array,
+    /// `None`: every position, in order.
+    indices: Option<Array>,
     targets: Array,
     n_positions: usize,
     len: usize,
@@ -168,13 +211,26 @@ impl TrainedPositions {
         let host_weights = host_indices.iter().map(|&i| weights[i as usize]).collect();
         let len = host_indices.len();
         Ok(Self {
-            indices: Array::from_slice(&host_indices, &[len as i32]),
+            indices: Some(Array::from_slice(&host_indices, &[len as i32])),
             targets: Array::from_slice(&picked, &[len as i32]),
             n_positions: targets.len(),
             len,
             host_indices,
             host_weights,
         })
+    }
+
+    /// Positions that are known to the device only: `indices` i32 `[t]` into the flattened batch of `n_positions`, or
+    /// `None` for all of them in order, and what each should predict, i32 `[t]`. Lists of the host are empty.
+    pub fn on_device(indices: Option<Array>, targets: Array, n_positions: usize) -> Self {
+        Self {
+            indices,
+            n_positions,
+            len: targets.size(),
+            targets,
+            host_indices: Vec::new(),
+            host_weights: Vec::new(),
+        }
     }
 
     /// How many positions are trained.
@@ -214,7 +270,11 @@ impl TrainedPositions {
         };
         let mut flat = vec![rows];
         flat.extend_from_slice(rest);
-        Ok(take_axis(values.reshape(&flat)?, &self.indices, 0)?)
+        let flat = values.reshape(&flat)?;
+        match &self.indices {
+            Some(indices) => Ok(take_axis(flat, indices, 0)?),
+            None => Ok(flat),
+        }
     }
 }
 
@@ -280,6 +340,25 @@ fn logit_loss(logits: &Array, targets: &Array, options: &TokenLossOptions) -> Re
     Ok((nll, objective, gradient))
 }
 
+/// The same as [`logit_loss`] with the probabilities in one chain from logits to their dtype.
+fn fused_logit_loss(logits: &Array, targets: &Array, options: &TokenLossOptions) -> Result<(Array, Array, Array)> {
+    let index = targets.expand_dims(-1)?;
+    let exact = logits.as_dtype(Dtype::Float32)?;
+    let log_z = exact.logsumexp_axis(-1, false)?;
+    let of_target = take_along_axis(logits, &index, -1)?.as_dtype(Dtype::Float32)?; // [c, 1]
+    let nll = log_z.subtract(of_target.squeeze_axes(&[-1])?)?;
+    let objective = options.objective(&nll, &log_z, || Ok(exact.mean_axis(-1, false)?))?;
+
+    let (dtype, vocabulary) = (logits.dtype(), logits.dim(-1));
+    // Else the widened logits would be kept for both uses.
+    let logits = planish_mlx::ops::after(logits, std::slice::from_ref(&log_z))?;
+    let gradient = probability_gradient(&logits, &log_z, options, vocabulary)?.as_dtype(dtype)?;
+    let at_target = probability_gradient(&of_target, &log_z, options, vocabulary)?
+        .subtract(scalar(1.0 - options.label_smoothing))?
+        .as_dtype(dtype)?;
+    Ok((nll, objective, put_along_axis(&gradient, &index, &at_target, -1)?))
+}
+
 /// The plain loss by a kernel of our own.
 fn native_logit_loss(logits: &Array, targets: &Array) -> Result<(Array, Array, Array)> {
     let vocabulary = logits.dim(-1) as usize;
@@ -304,18 +383,24 @@ fn native_logit_loss(logits: &Array, targets: &Array) -> Result<(Array, Array, A
 /// `(1 + 2z·log Z)·p − (1 − ε)·onehot − ε/v`; the target's own entry is written last, so that `p − 1` keeps its relative
 /// precision when it is narrowed to 16 bits.
 fn logit_gradient(logits: &Array, log_z: &Array, targets: &Array, options: &TokenLossOptions) -> Result<Array> {
-    let vocabulary = logits.dim(-1) as f32;
+    let gradient = probability_gradient(logits, log_z, options, logits.dim(-1))?;
+    let index = targets.expand_dims(-1)?;
+    let at_target = take_along_axis(&gradient, &index, -1)?.subtract(scalar(1.0 - options.label_smoothing))?;
+    Ok(put_along_axis(&gradient, &index, &at_target, -1)?)
+}
+
+/// `(1 + 2z·log Z)·p − ε/v` for logits `[c, n]`, f32; `v` is the whole vocabulary.
+fn probability_gradient(logits: &Array, log_z: &Array, options: &TokenLossOptions, vocabulary: i32) -> Result<Array> {
+    let logits = logits.as_dtype(Dtype::Float32)?;
     let mut gradient = logits.subtract(log_z.expand_dims(-1)?)?.exp()?; // p
     if options.z_loss != 0.0 {
         let factor = log_z.multiply(scalar(2.0 * options.z_loss))?.add(scalar(1.0))?;
         gradient = gradient.multiply(factor.expand_dims(-1)?)?;
     }
     if options.label_smoothing != 0.0 {
-        gradient = gradient.subtract(scalar(options.label_smoothing / vocabulary))?;
+        gradient = gradient.subtract(scalar(options.label_smoothing / vocabulary as f32))?;
     }
-    let index = targets.expand_dims(-1)?;
-    let at_target = take_along_axis(&gradient, &index, -1)?.subtract(scalar(1.0 - options.label_smoothing))?;
-    Ok(put_along_axis(&gradient, &index, &at_target, -1)?)
+    Ok(gradient)
 }
 
 /// `headᵀ(logit_gradient)`. The head's own output is part of the traced function but nobody asks for it again, and lazy
@@ -348,6 +433,24 @@ pub(crate) fn with_gradient(objective: &Array, gradient: &Array, states: &Array)
         .multiply(states.as_dtype(Dtype::Float32)?)?
         .sum_axis(-1, false)?;
     Ok(objective.add(carrier.subtract(stop_gradient(&carrier)?)?)?)
+}
+
+/// The same by a gradient rule: nothing is computed forward. Positions whose cotangent is zero get exactly nothing, not
+/// even a NaN.
+fn with_gradient_rule(objective: &Array, gradient: &Array, states: &Array) -> Result<Array> {
+    let forward = |inputs: &[Array]| Ok::<_, Error>(vec![inputs[0].clone()]);
+    let backward = |inputs: &[Array], cotangents: &[Array], _: &[Array]| {
+        let [_, gradient, states] = inputs else {
+            return Ok(Vec::new());
+        };
+        let cotangent = cotangents[0].expand_dims(-1)?; // [t, 1]
+        let zero = scalar(0.0);
+        let scaled = gradient.as_dtype(Dtype::Float32)?.multiply(&cotangent)?;
+        let scaled = ops::select(cotangent.ne(&zero)?, scaled, &zero)?.as_dtype(states.dtype())?;
+        Ok(vec![cotangents[0].clone(), ops::zeros_like(gradient)?, scaled])
+    };
+    let inputs = [objective.clone(), stop_gradient(gradient)?, states.clone()];
+    Ok(custom_vjp(forward, backward, &inputs)?.swap_remove(0))
 }
 
 fn concatenate<'a>(parts: impl Iterator<Item = &'a Array>) -> Result<Array> {

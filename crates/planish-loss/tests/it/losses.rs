@@ -1,6 +1,7 @@
 use mlx_rs::{Array, Dtype, transforms::fallible_vjp};
 use planish_loss::{
-    Error, TokenLoss, TokenLossOptions, TrainedPositions, chunked_cross_entropy, cross_entropy, weighted_sum,
+    Error, TokenLoss, TokenLossOptions, TrainedPositions, chunked_cross_entropy, chunked_cross_entropy_traced,
+    cross_entropy, weighted_sum,
 };
 
 use crate::reference::{assert_close, gradient, linear_objective, noise, to_f64, token_objective};
@@ -113,6 +114,93 @@ fn full_loss_equals_f64_reference_and_its_finite_differences() {
         );
         assert_close(&gradients[0], &gradient(reference, &to_f64(&logits)), 1e-5);
     }
+}
+
+/// Positions as a traced function gets them: numbers on the device, filled up with repetitions of weight zero.
+fn filled_up(batch: &Batch, all: bool) -> (TrainedPositions, Array) {
+    let (mut indices, mut weights) = (Vec::new(), Vec::new());
+    for (i, &weight) in batch.weights.iter().enumerate() {
+        if all || weight != 0.0 {
+            indices.push(i as i32);
+            weights.push(weight);
+        }
+    }
+    while indices.len() < 7 {
+        indices.push(indices[0]);
+        weights.push(0.0);
+    }
+    let targets: Vec<i32> = indices.iter().map(|&i| batch.targets[i as usize]).collect();
+    let n = [indices.len() as i32];
+    let on_device = (!all).then(|| Array::from_slice(&indices, &n));
+    let positions = TrainedPositions::on_device(on_device, Array::from_slice(&targets, &n), 8);
+    (positions, Array::from_slice(&weights, &n))
+}
+
+#[test]
+fn traced_loss_equals_chunked_loss_whatever_fills_its_positions_up() {
+    let batch = Batch::new();
+    for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+        let hidden = batch.hidden().as_dtype(dtype).unwrap();
+        let head = batch.head().as_dtype(dtype).unwrap();
+        let project = |h: &Array| Ok::<_, Error>(h.matmul(head.transpose()?)?);
+        for o in all_options() {
+            let of = |loss: &dyn Fn(&Array) -> Array| {
+                let (value, gradients) = fallible_vjp(
+                    |a: &[Array]| Ok(vec![loss(&a[0])]),
+                    std::slice::from_ref(&hidden),
+                    &[Array::from_f32(1.0)],
+                )
+                .unwrap();
+                let gradient = gradients[0].as_dtype(Dtype::Float32).unwrap();
+                (
+                    value[0].item_exact::<f32>(),
+                    gradient.contiguous().unwrap().as_slice::<f32>().to_vec(),
+                )
+            };
+            let plain = of(&|h| {
+                let positions = batch.positions();
+                let loss = chunked_cross_entropy(h, &project, &positions, 2, &o).unwrap();
+                weighted_sum(&loss.objective, &positions.weights()).unwrap()
+            });
+            for all in [false, true] {
+                let traced = of(&|h| {
+                    let (positions, weights) = filled_up(&batch, all);
+                    let loss = chunked_cross_entropy_traced(h, &project, &positions, 3, &o).unwrap();
+                    weighted_sum(&loss.objective, &weights).unwrap()
+                });
+                assert!(
+                    (traced.0 / plain.0 - 1.0).abs() < 1e-6,
+                    "{dtype:?} {o:?}: {traced:?} {plain:?}"
+                );
+                // Products of chunks of other sizes may be summed in another order.
+                let tolerance = if dtype == Dtype::Float32 { 1e-6 } else { 1e-2 };
+                for (a, b) in traced.1.iter().zip(&plain.1) {
+                    assert!(
+                        (a - b).abs() <= tolerance * b.abs().max(0.1),
+                        "{dtype:?} {o:?}: {a} is not {b}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn traced_loss_keeps_a_nan_of_an_untrained_position_out_of_the_gradient() {
+    let batch = Batch::new();
+    let mut hidden = batch.hidden.clone();
+    hidden[..DIMS].fill(f32::NAN);
+    let head = batch.head();
+    let project = |h: &Array| Ok::<_, Error>(h.matmul(head.transpose()?)?);
+    let (value, gradients) = value_and_gradients(&[Array::from_slice(&hidden, &[2, 4, DIMS as i32])], |a| {
+        let (positions, weights) = filled_up(&batch, true);
+        let loss = chunked_cross_entropy_traced(&a[0], &project, &positions, 3, &options(0.0, 0.0)).unwrap();
+        weighted_sum(&loss.objective, &weights).unwrap()
+    });
+    assert!(
+        value.is_finite() && gradients[0].iter().all(|g| g.is_finite()),
+        "{value} {gradients:?}"
+    );
 }
 
 #[test]
