@@ -2,9 +2,11 @@
 
 #![allow(unsafe_code)] // head slices of one array, written by several threads; strided products
 
+use std::collections::HashSet;
+
 use rayon::prelude::*;
 
-use crate::cross_entropy::{exponentials, highest};
+use crate::cross_entropy::{LANES, exponentials, highest};
 use crate::elementwise::dot;
 use crate::simd::multiversion;
 
@@ -39,6 +41,25 @@ pub struct Rotation<'a> {
     pub sin: &'a [f32],
 }
 
+impl<'a> Rotation<'a> {
+    fn of(self, position: usize, half: usize) -> (&'a [f32], &'a [f32]) {
+        let at = position * half;
+        (&self.cos[at..at + half], &self.sin[at..at + half])
+    }
+}
+
+/// Neighbouring tokens of a row that see only each other: a segment, or the whole row. Its positions count from its first
+/// token, and nothing outside of it is read: the same tokens give the same bits wherever in a batch they lie.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    row: usize,
+    /// In the row.
+    start: usize,
+    length: usize,
+    /// Whether a query must look for its segment's keys.
+    is_mixed: bool,
+}
+
 /// What attention reads: projections before the rotation, heads side by side.
 #[derive(Debug, Clone, Copy)]
 pub struct Projections<'a> {
@@ -64,11 +85,11 @@ pub fn attention(
     shape.check(inputs);
     assert!(out.len() == inputs.query.len() && log_sums.len() == shape.batch * shape.n_heads * shape.length);
     let (out, log_sums) = (Shared(out.as_mut_ptr()), Shared(log_sums.as_mut_ptr()));
-    shape.tasks().into_par_iter().for_each(|(row, kv_head)| {
-        let mut scratch = Scratch::new(shape);
+    shape.tasks().into_par_iter().for_each(|(span, kv_head)| {
+        let mut scratch = Scratch::new(shape, span);
         shape.load_rotated(
             inputs.key,
-            row,
+            span,
             kv_head,
             shape.n_kv_heads,
             rotation,
@@ -78,7 +99,7 @@ pub fn attention(
         for head in shape.group(kv_head) {
             shape.load_rotated(
                 inputs.query,
-                row,
+                span,
                 head,
                 shape.n_heads,
                 rotation,
@@ -86,7 +107,7 @@ pub fn attention(
                 &mut scratch.query,
             );
             // SAFETY: head slices of different tasks do not overlap.
-            unsafe { forward_head(shape, row, head, kv_head, inputs.value, &mut scratch, out, log_sums) };
+            unsafe { forward_head(shape, span, head, kv_head, inputs.value, &mut scratch, out, log_sums) };
         }
     });
 }
@@ -113,12 +134,12 @@ pub fn attention_backward(
     assert!(d_out.len() == inputs.query.len() && forward.out.len() == d_out.len() && d_query.len() == d_out.len());
     assert!(d_key.len() == inputs.key.len() && d_value.len() == inputs.value.len());
     let gradients = [d_query, d_key, d_value].map(|gradient| Shared(gradient.as_mut_ptr()));
-    shape.tasks().into_par_iter().for_each(|(row, kv_head)| {
-        let mut scratch = Scratch::new(shape);
-        let mut sums = Gradients::new(shape);
+    shape.tasks().into_par_iter().for_each(|(span, kv_head)| {
+        let mut scratch = Scratch::new(shape, span);
+        let mut sums = Gradients::new(shape, span);
         shape.load_rotated(
             inputs.key,
-            row,
+            span,
             kv_head,
             shape.n_kv_heads,
             rotation,
@@ -128,7 +149,7 @@ pub fn attention_backward(
         for head in shape.group(kv_head) {
             shape.load_rotated(
                 inputs.query,
-                row,
+                span,
                 head,
                 shape.n_heads,
                 rotation,
@@ -138,7 +159,7 @@ pub fn attention_backward(
             sums.query.fill(0.0);
             backward_head(
                 shape,
-                row,
+                span,
                 head,
                 kv_head,
                 inputs.value,
@@ -151,7 +172,7 @@ pub fn attention_backward(
             unsafe {
                 shape.store_rotated_back(
                     &sums.query,
-                    row,
+                    span,
                     head,
                     shape.n_heads,
                     rotation,
@@ -162,8 +183,8 @@ pub fn attention_backward(
         }
         // SAFETY: as above.
         unsafe {
-            shape.store_rotated_back(&sums.key, row, kv_head, shape.n_kv_heads, rotation, 1.0, gradients[1]);
-            shape.store(&sums.value, row, kv_head, shape.n_kv_heads, gradients[2]);
+            shape.store_rotated_back(&sums.key, span, kv_head, shape.n_kv_heads, rotation, 1.0, gradients[1]);
+            shape.store(&sums.value, span, kv_head, shape.n_kv_heads, gradients[2]);
         }
     });
 }
@@ -176,23 +197,29 @@ unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
+/// Length of a line of so many scores: the rest is −∞, so that a sum over it is taken in the same order however many keys
+/// come after those that a query sees.
+fn line(seen: usize) -> usize {
+    seen.next_multiple_of(LANES)
+}
+
 /// Buffers of one task.
 struct Scratch {
     /// `[length, head_dim]`, rotated.
     key: Vec<f32>,
     /// `[length, head_dim]`, rotated and scaled.
     query: Vec<f32>,
-    /// `[BLOCK, length]`.
+    /// `[BLOCK, line(length)]`.
     scores: Vec<f32>,
-    /// `[BLOCK, length]`.
+    /// The same.
     d_scores: Vec<f32>,
 }
 
 impl Scratch {
-    fn new(shape: &AttentionShape) -> Self {
+    fn new(shape: &AttentionShape, span: Span) -> Self {
         let (head, block) = (
-            vec![0.0; shape.length * shape.head_dim],
-            vec![0.0; BLOCK * shape.length],
+            vec![0.0; span.length * shape.head_dim],
+            vec![0.0; BLOCK.min(span.length) * line(span.length)],
         );
         Self {
             key: head.clone(),
@@ -211,8 +238,8 @@ struct Gradients {
 }
 
 impl Gradients {
-    fn new(shape: &AttentionShape) -> Self {
-        let zeros = vec![0.0; shape.length * shape.head_dim];
+    fn new(shape: &AttentionShape, span: Span) -> Self {
+        let zeros = vec![0.0; span.length * shape.head_dim];
         Self {
             query: zeros.clone(),
             key: zeros.clone(),
@@ -235,11 +262,40 @@ impl AttentionShape {
         1.0 / (self.head_dim as f32).sqrt()
     }
 
-    /// Every (row, key head).
-    fn tasks(&self) -> Vec<(usize, usize)> {
+    /// Every (span, key head).
+    fn tasks(&self) -> Vec<(Span, usize)> {
         (0..self.batch)
-            .flat_map(|row| (0..self.n_kv_heads).map(move |head| (row, head)))
+            .flat_map(|row| self.spans(row))
+            .flat_map(|span| (0..self.n_kv_heads).map(move |head| (span, head)))
             .collect()
+    }
+
+    fn spans(&self, row: usize) -> Vec<Span> {
+        let whole = |is_mixed| Span {
+            row,
+            start: 0,
+            length: self.length,
+            is_mixed,
+        };
+        if self.segments.is_empty() {
+            return vec![whole(false)];
+        }
+        let segments = &self.segments[row * self.length..][..self.length];
+        let runs: Vec<&[i32]> = segments.chunk_by(|a, b| a == b).collect();
+        let ids: HashSet<i32> = runs.iter().map(|run| run[0]).collect();
+        if ids.len() < runs.len() {
+            return vec![whole(true)]; // a segment lies in pieces
+        }
+        let mut start = 0;
+        let span = |run: &[i32]| {
+            start += run.len();
+            Span {
+                start: start - run.len(),
+                length: run.len(),
+                ..whole(false)
+            }
+        };
+        runs.into_iter().map(span).collect()
     }
 
     /// Query heads that share a key head.
@@ -248,9 +304,14 @@ impl AttentionShape {
         kv_head * size..(kv_head + 1) * size
     }
 
-    /// Index of a head's first number at a token of a row.
-    fn offset(&self, row: usize, token: usize, head: usize, n_heads: usize) -> usize {
-        ((row * self.length + token) * n_heads + head) * self.head_dim
+    /// Index of a head's first number at a token of a span.
+    fn offset(&self, span: Span, token: usize, head: usize, n_heads: usize) -> usize {
+        ((span.row * self.length + span.start + token) * n_heads + head) * self.head_dim
+    }
+
+    /// Index of a head's logarithm of a sum.
+    fn log_sum(&self, span: Span, token: usize, head: usize) -> usize {
+        (span.row * self.n_heads + head) * self.length + span.start + token
     }
 
     #[expect(
@@ -260,7 +321,7 @@ impl AttentionShape {
     fn load_rotated(
         &self,
         from: &[f32],
-        row: usize,
+        span: Span,
         head: usize,
         n_heads: usize,
         rotation: Rotation<'_>,
@@ -269,11 +330,8 @@ impl AttentionShape {
     ) {
         let half = self.head_dim / 2;
         for (token, to) in to.chunks_exact_mut(self.head_dim).enumerate() {
-            let x = &from[self.offset(row, token, head, n_heads)..][..self.head_dim];
-            let (cos, sin) = (
-                &rotation.cos[token * half..][..half],
-                &rotation.sin[token * half..][..half],
-            );
+            let x = &from[self.offset(span, token, head, n_heads)..][..self.head_dim];
+            let (cos, sin) = rotation.of(token, half);
             let (x1, x2) = x.split_at(half);
             let (y1, y2) = to.split_at_mut(half);
             for i in 0..half {
@@ -291,7 +349,7 @@ impl AttentionShape {
     unsafe fn store_rotated_back(
         &self,
         from: &[f32],
-        row: usize,
+        span: Span,
         head: usize,
         n_heads: usize,
         rotation: Rotation<'_>,
@@ -302,12 +360,9 @@ impl AttentionShape {
         for (token, y) in from.chunks_exact(self.head_dim).enumerate() {
             // SAFETY: inside the array; the head is ours.
             let x = unsafe {
-                std::slice::from_raw_parts_mut(to.0.add(self.offset(row, token, head, n_heads)), self.head_dim)
+                std::slice::from_raw_parts_mut(to.0.add(self.offset(span, token, head, n_heads)), self.head_dim)
             };
-            let (cos, sin) = (
-                &rotation.cos[token * half..][..half],
-                &rotation.sin[token * half..][..half],
-            );
+            let (cos, sin) = rotation.of(token, half);
             let (x1, x2) = x.split_at_mut(half);
             let (y1, y2) = y.split_at(half);
             for i in 0..half {
@@ -319,24 +374,24 @@ impl AttentionShape {
 
     /// # Safety
     /// Nobody else writes this head.
-    unsafe fn store(&self, from: &[f32], row: usize, head: usize, n_heads: usize, to: Shared) {
+    unsafe fn store(&self, from: &[f32], span: Span, head: usize, n_heads: usize, to: Shared) {
         for (token, y) in from.chunks_exact(self.head_dim).enumerate() {
             // SAFETY: inside the array; the head is ours.
             let x = unsafe {
-                std::slice::from_raw_parts_mut(to.0.add(self.offset(row, token, head, n_heads)), self.head_dim)
+                std::slice::from_raw_parts_mut(to.0.add(self.offset(span, token, head, n_heads)), self.head_dim)
             };
             x.copy_from_slice(y);
         }
     }
 
-    /// Sets what query `token` of `row` must not see to −∞ in its scores of keys `0..`.
-    fn mask(&self, row: usize, token: usize, scores: &mut [f32]) {
+    /// Sets what query `token` of `span` must not see to −∞ in its scores of keys `0..`.
+    fn mask(&self, span: Span, token: usize, scores: &mut [f32]) {
         scores[token + 1..].fill(f32::NEG_INFINITY);
         if let Some(window) = self.window {
             scores[..(token + 1).saturating_sub(window)].fill(f32::NEG_INFINITY);
         }
-        if !self.segments.is_empty() {
-            let segments = &self.segments[row * self.length..][..self.length];
+        if span.is_mixed {
+            let segments = &self.segments[span.row * self.length..][..self.length];
             for (score, segment) in scores[..=token].iter_mut().zip(segments) {
                 if *segment != segments[token] {
                     *score = f32::NEG_INFINITY;
@@ -344,8 +399,10 @@ impl AttentionShape {
             }
         }
     }
+}
 
-    fn blocks(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+impl Span {
+    fn blocks(self) -> impl Iterator<Item = std::ops::Range<usize>> {
         let length = self.length;
         (0..length)
             .step_by(BLOCK)
@@ -361,7 +418,7 @@ impl AttentionShape {
 )]
 unsafe fn forward_head(
     shape: &AttentionShape,
-    row: usize,
+    span: Span,
     head: usize,
     kv_head: usize,
     value: &[f32],
@@ -370,26 +427,27 @@ unsafe fn forward_head(
     log_sums: Shared,
 ) {
     let (width, kv_stride) = (shape.head_dim, shape.n_kv_heads * shape.head_dim);
-    for block in shape.blocks() {
+    for block in span.blocks() {
         let (rows, seen) = (block.len(), block.end);
-        scores_of(shape, row, &block, scratch);
-        for (line, token) in scratch.scores.chunks_exact_mut(seen).zip(block.clone()) {
+        let stride = line(seen);
+        scores_of(shape, span, &block, scratch);
+        for (line, token) in scratch.scores.chunks_exact_mut(stride).zip(block.clone()) {
             let log_sum = softmax(line);
             // SAFETY: inside the array; the head is ours.
-            unsafe { *log_sums.0.add((row * shape.n_heads + head) * shape.length + token) = log_sum };
+            unsafe { *log_sums.0.add(shape.log_sum(span, token, head)) = log_sum };
         }
         // SAFETY: the shapes below lie inside the arrays.
         unsafe {
             product(
                 (rows, width, seen),
-                (scratch.scores.as_ptr(), seen, 1),
+                (scratch.scores.as_ptr(), stride, 1),
                 (
-                    value.as_ptr().add(shape.offset(row, 0, kv_head, shape.n_kv_heads)),
+                    value.as_ptr().add(shape.offset(span, 0, kv_head, shape.n_kv_heads)),
                     kv_stride,
                     1,
                 ),
                 (
-                    out.0.add(shape.offset(row, block.start, head, shape.n_heads)),
+                    out.0.add(shape.offset(span, block.start, head, shape.n_heads)),
                     shape.n_heads * width,
                     1,
                 ),
@@ -405,7 +463,7 @@ unsafe fn forward_head(
 )]
 fn backward_head(
     shape: &AttentionShape,
-    row: usize,
+    span: Span,
     head: usize,
     kv_head: usize,
     value: &[f32],
@@ -419,10 +477,11 @@ fn backward_head(
         shape.n_kv_heads * shape.head_dim,
         shape.n_heads * shape.head_dim,
     );
-    for block in shape.blocks() {
+    for block in span.blocks() {
         let (rows, seen) = (block.len(), block.end);
-        scores_of(shape, row, &block, scratch);
-        let first = shape.offset(row, block.start, head, shape.n_heads);
+        let stride_of_scores = line(seen);
+        scores_of(shape, span, &block, scratch);
+        let first = shape.offset(span, block.start, head, shape.n_heads);
         // SAFETY: the shapes below lie inside the arrays; scratch and sums are ours.
         unsafe {
             let d_out_block = (d_out.as_ptr().add(first), stride, 1);
@@ -431,26 +490,26 @@ fn backward_head(
                 (rows, seen, width),
                 d_out_block,
                 (
-                    value.as_ptr().add(shape.offset(row, 0, kv_head, shape.n_kv_heads)),
+                    value.as_ptr().add(shape.offset(span, 0, kv_head, shape.n_kv_heads)),
                     1,
                     kv_stride,
                 ),
-                (scratch.d_scores.as_mut_ptr(), seen, 1),
+                (scratch.d_scores.as_mut_ptr(), stride_of_scores, 1),
                 false,
             );
             let lines = scratch
                 .scores
-                .chunks_exact_mut(seen)
-                .zip(scratch.d_scores.chunks_exact_mut(seen));
+                .chunks_exact_mut(stride_of_scores)
+                .zip(scratch.d_scores.chunks_exact_mut(stride_of_scores));
             for ((p, d), token) in lines.zip(block.clone()) {
-                let at = shape.offset(row, token, head, shape.n_heads);
-                let log_sum = forward.log_sums[(row * shape.n_heads + head) * shape.length + token];
+                let at = shape.offset(span, token, head, shape.n_heads);
+                let log_sum = forward.log_sums[shape.log_sum(span, token, head)];
                 softmax_backward(p, d, log_sum, &forward.out[at..][..width], &d_out[at..][..width]);
             }
-            let p_transposed = (scratch.scores.as_ptr(), 1, seen);
+            let p_transposed = (scratch.scores.as_ptr(), 1, stride_of_scores);
             let (d, d_transposed) = (
-                (scratch.d_scores.as_ptr(), seen, 1),
-                (scratch.d_scores.as_ptr(), 1, seen),
+                (scratch.d_scores.as_ptr(), stride_of_scores, 1),
+                (scratch.d_scores.as_ptr(), 1, stride_of_scores),
             );
             // d_v += pᵀ · d_out;  d_q = d_s · k;  d_k += d_sᵀ · q
             product(
@@ -478,21 +537,25 @@ fn backward_head(
     }
 }
 
-/// Masked scores of a block of queries against all keys up to its end, `[rows, block.end]`.
-fn scores_of(shape: &AttentionShape, row: usize, block: &std::ops::Range<usize>, scratch: &mut Scratch) {
+/// Masked scores of a block of queries against all keys up to its end, `[rows, line(block.end)]`.
+fn scores_of(shape: &AttentionShape, span: Span, block: &std::ops::Range<usize>, scratch: &mut Scratch) {
     let (rows, seen, width) = (block.len(), block.end, shape.head_dim);
+    let stride = line(seen);
     // SAFETY: the shapes lie inside the scratch arrays.
     unsafe {
         product(
             (rows, seen, width),
             (scratch.query.as_ptr().add(block.start * width), width, 1),
             (scratch.key.as_ptr(), 1, width),
-            (scratch.scores.as_mut_ptr(), seen, 1),
+            (scratch.scores.as_mut_ptr(), stride, 1),
             false,
         );
     }
-    for (line, token) in scratch.scores[..rows * seen].chunks_exact_mut(seen).zip(block.clone()) {
-        shape.mask(row, token, line);
+    for (line, token) in scratch.scores[..rows * stride]
+        .chunks_exact_mut(stride)
+        .zip(block.clone())
+    {
+        shape.mask(span, token, line);
     }
 }
 
@@ -623,13 +686,13 @@ mod tests {
             for head in 0..shape.n_heads {
                 let kv = head / (shape.n_heads / shape.n_kv_heads);
                 for token in 0..shape.length {
-                    let at = shape.offset(row, token, head, shape.n_heads);
+                    let at = ((row * shape.length + token) * shape.n_heads + head) * hd;
                     let query = rotate(&q[at..at + hd], token);
                     let segment = |t: usize| shape.segments.get(row * shape.length + t);
                     let seen: Vec<usize> = (0..=token)
                         .filter(|&t| shape.window.is_none_or(|w| token - t < w) && segment(t) == segment(token))
                         .collect();
-                    let key = |t: usize| shape.offset(row, t, kv, shape.n_kv_heads);
+                    let key = |t: usize| ((row * shape.length + t) * shape.n_kv_heads + kv) * hd;
                     let score = |t: usize| {
                         rotate(&k[key(t)..key(t) + hd], t)
                             .iter()
@@ -710,10 +773,68 @@ mod tests {
         check(&shape(70, None, Vec::new()));
     }
 
+    /// What a segment computes does not depend on where it lies, nor on what lies around it.
+    #[test]
+    fn segment_has_the_same_bits_alone_and_between_others() {
+        let (before, own, after) = (21, 75, 13);
+        let packed_ids: Vec<i32> = [(before, 4), (own, 9), (after, 2)]
+            .into_iter()
+            .flat_map(|(n, id)| vec![id; n])
+            .collect();
+        let run = |length: usize, segments: Vec<i32>, first: usize| {
+            let shape = AttentionShape {
+                batch: 1,
+                ..shape(length, None, segments)
+            };
+            let (cos, sin) = rotation(&shape);
+            let (q_width, k_width) = (shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim);
+            // Token `first` of this row has the numbers of token 0 of the segment.
+            let part = |width: usize, seed: f64| {
+                let all = numbers((before + own + after) * width, seed);
+                all[(before - first) * width..][..length * width].to_vec()
+            };
+            let (q, k, v) = (part(q_width, 0.1), part(k_width, 0.7), part(k_width, 1.3));
+            let projections = Projections {
+                query: &q,
+                key: &k,
+                value: &v,
+            };
+            let (mut out, mut log_sums) = (vec![0.0; q.len()], vec![0.0; shape.n_heads * length]);
+            let table = Rotation { cos: &cos, sin: &sin };
+            attention(&shape, table, projections, &mut out, &mut log_sums);
+            let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; k.len()]);
+            let saved = Forward {
+                out: &out,
+                log_sums: &log_sums,
+            };
+            attention_backward(
+                &shape,
+                table,
+                projections,
+                saved,
+                &part(q_width, 2.1),
+                (&mut dq, &mut dk, &mut dv),
+            );
+            let own = |all: &[f32], width: usize| all[first * width..(first + own) * width].to_vec();
+            [
+                own(&out, q_width),
+                own(&dq, q_width),
+                own(&dk, k_width),
+                own(&dv, k_width),
+            ]
+        };
+        let alone = run(own, Vec::new(), 0);
+        let packed = run(before + own + after, packed_ids, before);
+        assert!(alone == packed);
+    }
+
     #[test]
     fn windows_and_segments_are_respected() {
         check(&shape(70, Some(9), Vec::new()));
         let segments = (0..2 * 70).map(|i| i % 70 / 23).collect();
         check(&shape(70, None, segments));
+        // A segment in two pieces.
+        let segments = (0..2 * 70).map(|i| i % 70 / 23 % 2).collect();
+        check(&shape(70, Some(40), segments));
     }
 }

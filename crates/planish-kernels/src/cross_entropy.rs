@@ -76,13 +76,16 @@ fn softmax_gradient_body<const FMA: bool>(row: &mut [f32], target: usize) -> f32
     (highest - at_target) + sum.ln()
 }
 
+/// Numbers that are worked on side by side.
+pub(crate) const LANES: usize = 32;
+
 /// Replaces each number by `e^(number − highest)` and returns the sum.
 #[inline(always)]
 pub(crate) fn exponentials<const FMA: bool>(row: &mut [f32], highest: f32) -> f32 {
-    let mut sums = [0_f32; 32];
-    let mut chunks = row.chunks_exact_mut(32);
+    let mut sums = [0_f32; LANES];
+    let mut chunks = row.chunks_exact_mut(LANES);
     for chunk in &mut chunks {
-        for lane in 0..32 {
+        for lane in 0..LANES {
             chunk[lane] = exp::<FMA>(chunk[lane] - highest);
             sums[lane] += chunk[lane];
         }
@@ -98,11 +101,11 @@ pub(crate) fn exponentials<const FMA: bool>(row: &mut [f32], highest: f32) -> f3
 
 #[inline(always)]
 pub(crate) fn highest(row: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 32];
-    let chunks = row.chunks_exact(32);
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = row.chunks_exact(LANES);
     let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
     for chunk in chunks {
-        for lane in 0..32 {
+        for lane in 0..LANES {
             lanes[lane] = if chunk[lane] > lanes[lane] {
                 chunk[lane]
             } else {

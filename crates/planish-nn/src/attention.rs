@@ -46,12 +46,9 @@ impl Attention {
             let attended = self.attend_natively(&query, &key, &value, position.mask)?;
             return self.output.forward_with(&attended, keys);
         }
-        let query = self.heads(&query, self.n_heads, self.query_norm.as_ref())?;
-        let key = self.heads(&key, self.n_kv_heads, self.key_norm.as_ref())?;
+        let query = self.rotated_heads(&query, self.n_heads, self.query_norm.as_ref(), &position)?;
+        let key = self.rotated_heads(&key, self.n_kv_heads, self.key_norm.as_ref(), &position)?;
         let value = self.heads(&value, self.n_kv_heads, None)?;
-
-        let query = self.rope.forward(&query, position.offset)?;
-        let key = self.rope.forward(&key, position.offset)?;
         let (key, value) = match position.cache {
             Some(cache) => cache.extend(&key, &value, position.offset)?, // [b, n_kv, t, h_d]
             None => (key, value),
@@ -86,6 +83,28 @@ impl Attention {
             &normed(key, self.key_norm.as_ref())?,
             value,
         )
+    }
+
+    /// The same, rotated: from the call's position on, or from the beginning of each segment.
+    fn rotated_heads(
+        &self,
+        projected: &Array,
+        n_heads: i32,
+        norm: Option<&RmsNorm>,
+        position: &Position<'_>,
+    ) -> Result<Array> {
+        let heads = self.heads(projected, n_heads, norm)?;
+        match position.mask {
+            ReadyMask::Array {
+                rule:
+                    MaskRule {
+                        positions: Some(positions),
+                        ..
+                    },
+                ..
+            } => self.rope.forward_at(&heads, positions),
+            _ => self.rope.forward(&heads, position.offset),
+        }
     }
 
     /// `[b, s, n · h_d]` → `[b, n, s, h_d]`.

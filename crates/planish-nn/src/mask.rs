@@ -39,6 +39,8 @@ pub(crate) struct MaskRule {
     pub(crate) window: Option<i32>,
     /// Only those of its own segment: i32 `[b, s]`.
     pub(crate) segment_ids: Option<Array>,
+    /// Each token's distance from the first one of its segment, i32 `[b · s]`: where the rotation counts from.
+    pub(crate) positions: Option<Array>,
 }
 
 impl AttentionMask {
@@ -55,24 +57,33 @@ impl AttentionMask {
                 allowed: positions_allowed(offset, total, window)?,
                 rule: MaskRule {
                     window,
-                    segment_ids: None,
+                    ..MaskRule::default()
                 },
             }),
             AttentionMask::Packed { .. } if offset > 0 => Err(Error::PackedWithCache),
             AttentionMask::Packed { segment_ids } => {
                 let query = segment_ids.try_index((.., NewAxis, .., NewAxis))?; // [b, 1, s, 1]
                 let key = segment_ids.try_index((.., NewAxis, NewAxis, ..))?; // [b, 1, 1, s]
-                let allowed = positions_allowed(offset, total, window)?.logical_and(query.eq(key)?)?;
+                let same = query.eq(key)?;
+                let allowed = positions_allowed(offset, total, window)?.logical_and(&same)?;
                 Ok(ReadyMask::Array {
                     allowed,
                     rule: MaskRule {
                         window,
                         segment_ids: Some(segment_ids.clone()),
+                        positions: Some(from_own_beginning(&same, length)?),
                     },
                 })
             }
         }
     }
+}
+
+/// Each token's distance from the first key of its segment, from `[b, 1, s, s]`: i32 `[b · s]`.
+fn from_own_beginning(same: &Array, length: i32) -> Result<Array> {
+    let index = mlx_rs::ops::arange::<_, i32>(0, length, None)?;
+    let first = mlx_rs::ops::select(same, &index, Array::from_int(length))?.min_axis(-1, false)?; // [b, 1, s]
+    Ok(index.subtract(first)?.reshape(&[-1])?)
 }
 
 /// `k ≤ q` and, with a window, `q − k < window`: bool `[1, 1, s, t]`.

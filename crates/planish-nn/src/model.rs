@@ -324,6 +324,17 @@ impl Model {
         Ok(())
     }
 
+    /// Computes every array of the model that is not computed yet.
+    ///
+    /// # Errors
+    /// [`Error::Mlx`].
+    pub fn materialize(&self) -> Result<()> {
+        let mut arrays = Vec::new();
+        let mut decoder = self.decoder.clone();
+        decoder.visit("", &mut |_, _, array| arrays.push(array.clone()));
+        Ok(mlx_rs::transforms::eval(&arrays)?)
+    }
+
     /// Paths of the linear layers that can take an adapter, in the order of the computation; the head only where it has a
     /// weight of its own.
     pub fn linear_paths(&self) -> Vec<String> {

@@ -96,6 +96,28 @@ impl Rope {
     }
 }
 
+impl Rope {
+    /// Rotates `x` `[b, n, s, h_d]`, each token by its own position: i32 `[b · s]`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub(crate) fn forward_at(&self, x: &Array, positions: &Array) -> Result<Array> {
+        let shape = [x.dim(0), x.dim(2), x.dim(1), x.dim(3)];
+        // Every token is a row of its own, because MLX takes one position a row.
+        let tokens = x.transpose_axes(&[0, 2, 1, 3])?.reshape(&[-1, x.dim(1), 1, x.dim(3)])?; // [b · s, n, 1, h_d]
+        let turned = mlx_rs::fast::rope_dynamic(
+            tokens,
+            self.head_dim,
+            false,
+            self.theta,
+            self.position_scale,
+            positions,
+            self.periods.as_ref(),
+        )?;
+        Ok(turned.reshape(&shape)?.transpose_axes(&[0, 2, 1, 3])?)
+    }
+}
+
 /// `theta^(2i / h_d)`, multiplied by `factor` where the wavelength is long, blended in between.
 fn llama3_periods(config: &RopeConfig, head_dim: usize) -> Vec<f32> {
     let RopeScaling::Llama3 {

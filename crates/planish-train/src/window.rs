@@ -231,19 +231,23 @@ mod tests {
 
     use planish_data::{BatchPlan, ChatTemplate, DataOptions, Dataset, PlanOptions, TemplateOptions, Tokenizer};
     use planish_loss::{cross_entropy, weighted_sum};
-    use planish_nn::{LoadOptions, LoraConfig};
+    use planish_nn::{Kernels, LoadOptions, LoraConfig};
 
     use super::*;
     use crate::optimizer::{Groups, Rule};
     use crate::recipes::sft::Sft;
     use crate::weighting::ExampleWeights;
 
-    fn tiny(n_rows: usize, nudge: f32) -> (Model, Dataset) {
+    fn tiny(kernels: Kernels, n_rows: usize, nudge: f32) -> (Model, Dataset) {
         let dir = Path::new(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/../planish-nn/tests/fixtures/tiny-llama-1m"
         ));
-        let (mut model, _) = Model::load(dir, &LoadOptions::default()).unwrap();
+        let options = LoadOptions {
+            kernels,
+            ..LoadOptions::default()
+        };
+        let (mut model, _) = Model::load(dir, &options).unwrap();
         model
             .attach_lora(
                 &LoraConfig {
@@ -325,7 +329,7 @@ mod tests {
 
     #[test]
     fn gradient_matches_full_logits_and_finite_differences() {
-        let (mut model, data) = tiny(3, 0.016);
+        let (mut model, data) = tiny(Kernels::Composed, 3, 0.016);
         let options = TrainOptions {
             batch_size: 2,
             accumulation: 2,
@@ -405,8 +409,8 @@ mod tests {
     }
 
     /// The gradient of one window over eight rows, flat, and its loss.
-    fn of_window(options: &TrainOptions, reversed: bool, nudge: f32) -> (Vec<f32>, f64) {
-        let (mut model, data) = tiny(8, nudge);
+    fn of_window(kernels: Kernels, options: &TrainOptions, reversed: bool, nudge: f32) -> (Vec<f32>, f64) {
+        let (mut model, data) = tiny(kernels, 8, nudge);
         let plan = PlanOptions {
             batch_size: options.batch_size,
             accumulation: options.accumulation,
@@ -455,8 +459,13 @@ mod tests {
             max_seq_length: 64,
             ..TrainOptions::default()
         };
-        for nudge in [0.0, 0.002, 0.016] {
-            let (whole, loss) = of_window(&cut(8, 1, false), false, nudge);
+        let kinds = [Kernels::Composed, Kernels::Native, Kernels::NativeBf16];
+        for (kernels, nudge) in kinds.into_iter().flat_map(|k| [0.0, 0.002, 0.016].map(|n| (k, n))) {
+            // Our own products take a token's sums in one order wherever it lies in a batch, and so does the attention of our
+            // kernels: what is left is the order of the sum over tokens (measured 6e-7 at most). OpenBLAS and MLX's attention
+            // do not, and the tiny differences grow on the way back (measured 1.2e-5 at most, with AVX2's kernels).
+            let bound = if kernels == Kernels::NativeBf16 { 1e-6 } else { 3e-5 };
+            let (whole, loss) = of_window(kernels, &cut(8, 1, false), false, nudge);
             let norm = |v: &[f32]| v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
             let others = [
                 ("4x2", cut(4, 2, false), false),
@@ -466,14 +475,11 @@ mod tests {
                 ("reversed", cut(8, 1, false), true),
             ];
             for (name, options, reversed) in others {
-                let (other, other_loss) = of_window(&options, reversed, nudge);
+                let (other, other_loss) = of_window(kernels, &options, reversed, nudge);
                 let off: Vec<f32> = whole.iter().zip(&other).map(|(a, b)| a - b).collect();
                 let (share, of_loss) = (norm(&off) / norm(&whole), (other_loss / loss - 1.0).abs());
-                println!("nudge {nudge} {name}: gradient {share:.1e}, loss {of_loss:.1e}");
-                // The aim is 1e-5, and it is not reached: measured 3e-6 to 2.3e-5, differing from run to run with BLAS
-                // threads. Queries and keys of the first block carry most of it. The bound here only guards against
-                // wrong arithmetic, which would be off by far more.
-                assert!(share <= 5e-5, "{name}: {share}");
+                println!("{kernels:?} nudge {nudge} {name}: gradient {share:.1e}, loss {of_loss:.1e}");
+                assert!(share <= bound, "{kernels:?} {name}: {share}");
                 assert!(of_loss <= 1e-6, "{name}: {other_loss} {loss}");
             }
         }
