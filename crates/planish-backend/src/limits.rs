@@ -4,8 +4,9 @@ use crate::{DeviceReport, Result};
 
 /// Share of the machine's memory that a run may take.
 const SHARE_OF_RAM: f64 = 0.8;
-/// Share of the limit above which MLX returns cached buffers to the system.
-const SHARE_OF_CACHE: f64 = 0.1;
+/// Share of the limit above which MLX returns cached buffers to the system. A step frees and takes again what its activations
+/// need: with a small cache each step would ask the driver for them.
+const SHARE_OF_CACHE: f64 = 0.5;
 
 /// Bytes that a run may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +74,7 @@ mod tests {
             budget(&device, None),
             Some(MemoryBudget {
                 total_bytes: 1000,
-                cache_bytes: 100
+                cache_bytes: 500
             })
         );
         assert_eq!(budget(&device, Some(500)).map(|b| b.total_bytes), Some(500));

@@ -168,8 +168,9 @@ pub enum Error {
     },
     /// The run would go on with other inputs than it had.
     #[error(
-        "the run cannot go on from step {step} because these have changed: {}; restore them, or start a new optimizer from the saved weights with --resume-weights-only",
-        list(changed)
+        "the run cannot go on from step {step} because these have changed: {}; restore them, or go on all the same with --accept-changed {}, or start a new optimizer from the saved weights with --resume-weights-only",
+        list(changed),
+        changed.iter().map(|change| change.input.word()).collect::<Vec<_>>().join(",")
     )]
     InputsChanged {
         /// The step of the checkpoint.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use planish_backend::{Backend, Prober, Requested, VerdictCache, select};
+use planish_backend::{Backend, Choice, Prober, Requested, VerdictCache, select};
 use planish_core::run_config::BackendDevice;
 use planish_mlx::device::{self, DeviceKind};
 
@@ -45,6 +45,11 @@ pub(crate) fn ignore_remembered_verdicts() {
 /// Makes a device the one that everything runs on: the one asked for or an error; under `auto` the best that computes
 /// correctly, with one line on stderr when a better one had to be passed over.
 pub(crate) fn select_device(wanted: BackendDevice) -> Result<DeviceInUse> {
+    Ok(choose_device(wanted)?.0)
+}
+
+/// The same, with what the choice rests on.
+pub(crate) fn choose_device(wanted: BackendDevice) -> Result<(DeviceInUse, Choice)> {
     let requested = match wanted {
         BackendDevice::Auto => Requested::Auto,
         BackendDevice::Cpu => Requested::Only(Backend::Cpu),
@@ -61,7 +66,7 @@ pub(crate) fn select_device(wanted: BackendDevice) -> Result<DeviceInUse> {
         Backend::Cuda => (DeviceKind::Gpu, DeviceInUse::Cuda),
     };
     device::set_default(kind)?;
-    Ok(in_use)
+    Ok((in_use, choice))
 }
 
 /// What answers for the devices of this machine. Verdicts are remembered in the cache directory.

@@ -74,6 +74,17 @@ impl Batches {
         }
     }
 
+    /// A saved place, or the beginning of the next epoch where this plan is too short to have it.
+    pub(crate) fn place(&self, saved: Cursor) -> Result<Cursor> {
+        match self {
+            Self::Planish(plan) if saved.window_index >= plan.windows_in_epoch(saved.epoch)? => Ok(Cursor {
+                epoch: saved.epoch + 1,
+                window_index: 0,
+            }),
+            _ => Ok(saved),
+        }
+    }
+
     /// Passes over the data before a place, with the fraction of the current one.
     pub(crate) fn epoch_at(&self, cursor: Cursor) -> Result<f64> {
         let within = |windows: f64| cursor.epoch as f64 + cursor.window_index as f64 / windows;

@@ -13,6 +13,7 @@ use planish_core::hash::sha256_hex;
 use planish_data::Dataset;
 use planish_mlx::device::{self, DeviceFact};
 use planish_mlx::host;
+use planish_nn::Model;
 
 use crate::batches::Batches;
 use crate::options::TrainOptions;
@@ -56,7 +57,7 @@ pub(crate) fn inputs(options: &TrainOptions, identity: &Identity, data: &Dataset
 }
 
 /// Where it is computed.
-pub(crate) fn environment() -> Result<Environment> {
+pub(crate) fn environment(model: &Model) -> Result<Environment> {
     let kind = device::default_kind()?;
     let facts = device::facts(kind)?;
     let name = facts.get("device_name").map(|fact| match fact {
@@ -68,6 +69,7 @@ pub(crate) fn environment() -> Result<Environment> {
         mlx_version: planish_mlx::version()?,
         backend: kind.name().to_owned(),
         device: name.unwrap_or_default(),
+        kernels: model.kernels().describe().to_owned(),
     })
 }
 

@@ -6,6 +6,7 @@ mod under_way;
 
 use std::path::Path;
 
+use planish_checkpoint::run_state::Input;
 use planish_core::run_config::RunConfig;
 use planish_data::{Dataset, Tokenizer};
 use planish_nn::Model;
@@ -53,6 +54,7 @@ pub struct Trainer<'a> {
     config: Option<&'a RunConfig>,
     context: Map<String, Value>,
     resume: Resume,
+    accepted: Vec<Input>,
     identity: Identity,
     samples: Option<(&'a Tokenizer, usize, usize)>,
     files: Vec<(String, Vec<u8>)>,
@@ -71,6 +73,7 @@ impl<'a> Trainer<'a> {
             config: None,
             context: Map::new(),
             resume: Resume::Fresh,
+            accepted: Vec::new(),
             identity: Identity::default(),
             samples: None,
             files: Vec::new(),
@@ -105,6 +108,14 @@ impl<'a> Trainer<'a> {
     /// Goes on from what lies in the output folder.
     pub fn resume(mut self, resume: Resume) -> Self {
         self.resume = resume;
+        self
+    }
+
+    /// Inputs that may differ from those of the checkpoint that the run goes on from. It keeps its place in the data, the
+    /// schedule and the optimizer, but is no longer the run that it would have been. The plan of batches follows from the
+    /// data and the configuration, and may differ with them.
+    pub fn accept_changed(mut self, inputs: &[Input]) -> Self {
+        self.accepted = inputs.to_vec();
         self
     }
 

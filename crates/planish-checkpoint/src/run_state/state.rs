@@ -56,6 +56,8 @@ pub struct Environment {
     pub backend: String,
     /// Name of the device.
     pub device: String,
+    /// What computed the model's blocks there.
+    pub kernels: String,
 }
 
 /// How far a run is.
@@ -200,7 +202,17 @@ pub enum Input {
 }
 
 impl Input {
-    /// The name that is printed and that overrides use.
+    /// All of them, as a state compares them.
+    pub const ALL: [Input; 6] = [
+        Self::Config,
+        Self::Base,
+        Self::Data,
+        Self::Tokenizer,
+        Self::Template,
+        Self::Plan,
+    ];
+
+    /// The name that is printed.
     pub fn name(self) -> &'static str {
         match self {
             Self::Config => "configuration",
@@ -209,6 +221,18 @@ impl Input {
             Self::Tokenizer => "tokenizer",
             Self::Template => "chat template",
             Self::Plan => "batch plan",
+        }
+    }
+
+    /// The name in one word, which an override takes.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Config => "configuration",
+            Self::Base => "base",
+            Self::Data => "data",
+            Self::Tokenizer => "tokenizer",
+            Self::Template => "template",
+            Self::Plan => "plan",
         }
     }
 }
@@ -260,11 +284,8 @@ impl RunState {
         serde_json::from_slice(json).map_err(|e| Error::json(path, &e))
     }
 
-    /// Compares the inputs of the run with those it had, leaving out those that `ignore` names.
-    ///
-    /// # Errors
-    /// [`Error::InputsChanged`] naming every input that differs.
-    pub fn check_inputs(&self, now: &RunInputs, ignore: &[Input]) -> Result<()> {
+    /// What is not what it was when the checkpoint was cut.
+    pub fn changed_inputs(&self, now: &RunInputs) -> Vec<ChangedInput> {
         let pairs = [
             (Input::Config, &self.config_sha256, &now.config_sha256),
             (Input::Base, &self.base_sha256, &now.base_sha256),
@@ -273,16 +294,23 @@ impl RunState {
             (Input::Template, &self.data.template_hash, &now.template_hash),
             (Input::Plan, &self.data.plan_hash, &now.plan_hash),
         ];
-        let differs = |(input, saved, now): &(Input, &String, &String)| saved != now && !ignore.contains(input);
-        let changed: Vec<ChangedInput> = pairs
-            .into_iter()
-            .filter(differs)
+        let changed = pairs.into_iter().filter(|(_, saved, now)| saved != now);
+        changed
             .map(|(input, saved, now)| ChangedInput {
                 input,
                 saved: saved.clone(),
                 now: now.clone(),
             })
-            .collect();
+            .collect()
+    }
+
+    /// Compares the inputs of the run with those it had, leaving out those that `ignore` names.
+    ///
+    /// # Errors
+    /// [`Error::InputsChanged`] naming every input that differs.
+    pub fn check_inputs(&self, now: &RunInputs, ignore: &[Input]) -> Result<()> {
+        let mut changed = self.changed_inputs(now);
+        changed.retain(|change| !ignore.contains(&change.input));
         if changed.is_empty() {
             Ok(())
         } else {
@@ -302,6 +330,7 @@ impl RunState {
             ("MLX", &was.mlx_version, &now.mlx_version),
             ("backend", &was.backend, &now.backend),
             ("device", &was.device, &now.device),
+            ("what computes", &was.kernels, &now.kernels),
         ];
         let changed = pairs.into_iter().filter(|(_, was, is)| was != is);
         changed
@@ -325,6 +354,7 @@ pub(crate) mod tests {
                 mlx_version: "0.32.2".into(),
                 backend: "cpu".into(),
                 device: "test".into(),
+                kernels: "test kernels".into(),
             },
             position: Position {
                 step,

@@ -3,13 +3,15 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use clap::builder::PossibleValuesParser;
+use planish_backend::Choice;
+use planish_checkpoint::run_state::Input;
 use planish_checkpoint::tensors::TensorStore;
 use planish_core::hash;
 use planish_core::model_config::ModelConfig;
 use planish_core::run_config::RunConfig;
 use planish_core::units::format_duration;
 use planish_data::{Rungs, Split, Splits};
-use planish_mlx::memory;
 use planish_nn::{LoadOptions, Model};
 use planish_train::{End, Identity, Resume, StopFlag, Summary, TrainOptions, Trainer};
 use serde_json::{Map, Value, json};
@@ -50,6 +52,9 @@ pub(crate) struct Args {
     /// Go on from the newest whole checkpoint in the output folder, to the same bits
     #[arg(long)]
     resume: bool,
+    /// With --resume: go on although these have changed since the checkpoint
+    #[arg(long, value_name = "INPUT", value_delimiter = ',', requires = "resume", value_parser = input_words())]
+    accept_changed: Vec<String>,
     /// Start anew from the trained weights of the newest checkpoint: new optimizer, step 0
     #[arg(long, conflicts_with = "resume")]
     resume_weights_only: bool,
@@ -68,7 +73,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (_, true) => Resume::WeightsOnly,
         _ => Resume::Fresh,
     };
-    let summary = train(&config, resume)?;
+    let accepted: Vec<Input> = Input::ALL
+        .into_iter()
+        .filter(|input| args.accept_changed.iter().any(|word| word == input.word()))
+        .collect();
+    let summary = train(&config, resume, &accepted)?;
     conclude(&summary)
 }
 
@@ -95,7 +104,12 @@ fn configuration(args: &Args) -> Result<RunConfig> {
     Ok(builder.build()?)
 }
 
-fn train(config: &RunConfig, resume: Resume) -> Result<Summary> {
+/// The words for what a run reads, from the library's own list.
+fn input_words() -> PossibleValuesParser {
+    PossibleValuesParser::new(Input::ALL.map(Input::word))
+}
+
+fn train(config: &RunConfig, resume: Resume, accepted: &[Input]) -> Result<Summary> {
     let model_dir = required(&config.model.path, "--model", "model.path")?;
     let data_path = required(&config.data.path, "--data", "data.path")?;
     let out = required(&config.train.out, "--out", "train.out")?;
@@ -108,10 +122,8 @@ fn train(config: &RunConfig, resume: Resume) -> Result<Summary> {
     let splits = Splits::load(data_path, &text.tokenizer, text.template.as_ref(), &options)?;
     warn_about(&splits);
 
-    let device = model::select_device(config.backend.device)?;
-    if let Some(limit) = config.backend.memory_limit {
-        memory::set_memory_limit(usize::try_from(limit.0)?)?;
-    }
+    let (device, choice) = model::choose_device(config.backend.device)?;
+    limit_memory(device, &choice, config)?;
     let kernels = kernels::for_training(config)?;
     if device == DeviceInUse::Cpu {
         output::note(&format!("computing with {}", kernels.describe()));
@@ -131,6 +143,7 @@ fn train(config: &RunConfig, resume: Resume) -> Result<Summary> {
         .config(config)
         .stop(&stop_on_ctrl_c()?)
         .resume(resume)
+        .accept_changed(accepted)
         .identity(identity(model_dir, &text)?);
     setup = setup.context(Map::from_iter([
         (
@@ -138,6 +151,7 @@ fn train(config: &RunConfig, resume: Resume) -> Result<Summary> {
             json!({"planish": env!("CARGO_PKG_VERSION"), "mlx": planish_mlx::version()?}),
         ),
         ("backend".into(), device.word().into()),
+        ("probe".into(), what_the_probe_said(&choice)),
         ("model".into(), model_dir.display().to_string().into()),
         ("data".into(), statistics(&splits)),
         (TEMPLATE_TIME.into(), now.into()),
@@ -154,6 +168,30 @@ fn train(config: &RunConfig, resume: Resume) -> Result<Summary> {
         setup = setup.valid(&valid.data);
     }
     Ok(setup.run(&mut base, &mut TrainView::new(model_dir, device))?)
+}
+
+/// Keeps MLX to what the device recommends, or to what the user set. The processor has a limit only when one is set.
+fn limit_memory(device: DeviceInUse, choice: &Choice, config: &RunConfig) -> Result<()> {
+    let asked = config.backend.memory_limit.map(|limit| limit.0);
+    if device == DeviceInUse::Cpu && asked.is_none() {
+        return Ok(());
+    }
+    if let Some(budget) = planish_backend::budget(&choice.report.device, asked) {
+        planish_backend::set_limits(&budget)?;
+    }
+    Ok(())
+}
+
+/// Why this device, for the record of the run.
+fn what_the_probe_said(choice: &Choice) -> Value {
+    let report = &choice.report;
+    let rejected = choice.rejected.iter();
+    json!({
+        "verdict": choice.verdict.name(),
+        "device": report.device.name,
+        "gflops": report.gflops,
+        "not_used": rejected.map(|it| json!({"backend": it.backend.name(), "reason": it.reason})).collect::<Vec<_>>(),
+    })
 }
 
 /// The name of what chat templates took for the time, in the first line of `metrics.jsonl`.

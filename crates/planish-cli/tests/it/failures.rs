@@ -219,6 +219,30 @@ fn cli_resume_names_what_has_changed() {
     refused(&run, &[], "chat template");
     std::fs::write(&tokenizer, &kept).unwrap();
 
+    // What is accepted by name is passed over, and said; the rest is still refused.
+    run.write_rows("It was");
+    let learning_rate = ["--set", "optimizer.learning_rate=3e-4"];
+    refused(
+        &run,
+        &[&learning_rate[..], &["--accept-changed", "data"]].concat(),
+        "--accept-changed configuration",
+    );
+    let accepted = [
+        &["--resume", "--accept-changed", "data,configuration"],
+        &learning_rate[..],
+    ]
+    .concat();
+    let other = run.path("other");
+    copy(&out, &other);
+    let ran = run.train(&other, &accepted);
+    for name in ["data", "configuration"] {
+        let note = format!("the {name} has changed, as accepted");
+        assert!(ran.stderr.contains(&note), "{note}: {}", ran.stderr);
+    }
+    ran.success();
+    assert!(step(&other, 6).join("state.json").exists());
+    run.write_rows("It is");
+
     // Nothing has changed: it goes on. And a change can be insisted on, from the weights alone.
     run.train(&out, &["--resume"]).success();
     let ran = run.train(

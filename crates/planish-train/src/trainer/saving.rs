@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use planish_checkpoint::ExactF64;
 use planish_checkpoint::run_state::{
-    Best as SavedBest, Checkpoint, Counters, Position as SavedPosition, RunState, Verify,
+    Best as SavedBest, Checkpoint, Counters, Input, Position as SavedPosition, RunState, Verify,
 };
 use planish_checkpoint::tensors::HostTensor;
 use planish_core::hash;
@@ -41,7 +41,7 @@ impl UnderWay<'_> {
             return Ok(());
         }
         let state = checkpoint.state;
-        state.check_inputs(&self.inputs, &[])?;
+        self.accept_changes(&state)?;
         let changes = state.environment_changes(&self.environment);
         self.notes.extend(
             changes
@@ -52,10 +52,10 @@ impl UnderWay<'_> {
             .restore(&resume::arrays(&optimizer)?, &values, state.position.optimizer_t)?;
 
         let step = state.position.step as usize;
-        self.cursor = Cursor {
+        self.cursor = self.plan.place(Cursor {
             epoch: state.data.epoch,
             window_index: state.data.window_index as usize,
-        };
+        })?;
         self.position = Position {
             step,
             micro_step: state.position.micro_step as usize,
@@ -78,6 +78,27 @@ impl UnderWay<'_> {
         self.saved_at = Some(step);
         self.metrics_offset = state.metrics_offset;
         self.saved_again = Some(self.saved_before(dir)?);
+        Ok(())
+    }
+
+    /// Notes the changed inputs that the caller accepts.
+    ///
+    /// # Errors
+    /// The others.
+    fn accept_changes(&mut self, state: &RunState) -> Result<()> {
+        let mut accepted = self.setup.accepted.clone();
+        if accepted
+            .iter()
+            .any(|input| matches!(input, Input::Data | Input::Config))
+        {
+            accepted.push(Input::Plan);
+        }
+        state.check_inputs(&self.inputs, &accepted)?;
+        let changed = state.changed_inputs(&self.inputs);
+        self.notes.extend(changed.into_iter().map(|change| {
+            let name = change.input.name();
+            format!("the {name} has changed, as accepted: from here on this is another run than it was")
+        }));
         Ok(())
     }
 

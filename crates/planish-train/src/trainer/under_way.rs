@@ -122,7 +122,7 @@ impl<'a> UnderWay<'a> {
             exporter,
             step_memory_bytes,
             inputs,
-            environment: resume::environment()?,
+            environment: resume::environment(model)?,
             notes,
             end: None,
             weights,
