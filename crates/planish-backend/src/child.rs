@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metal_check::predict::Prediction;
 use serde_json::json;
@@ -35,7 +35,11 @@ pub fn child_main(arguments: &[String]) -> Result<()> {
         action: "create",
         source,
     })?;
-    let mut lines = Lines { file, path };
+    let mut lines = Lines {
+        file,
+        path,
+        started: Instant::now(),
+    };
     lines.write(json!({"event": "start", "mlx_version": planish_mlx::version()?}))?;
     if let Err(error) = stages::run(backend, seed, &mut lines) {
         lines.write(json!({"event": "error", "message": error.to_string()}))?;
@@ -58,10 +62,13 @@ pub fn die_with_parent() {
 struct Lines {
     file: File,
     path: PathBuf,
+    started: Instant,
 }
 
 impl Lines {
-    fn write(&mut self, line: serde_json::Value) -> Result<()> {
+    /// Each line says when it was written: what a slow probe spends its time on can then be read.
+    fn write(&mut self, mut line: serde_json::Value) -> Result<()> {
+        line["at_ms"] = json!(self.started.elapsed().as_millis() as u64);
         let text = format!("{line}\n");
         let io = |source| Error::Io {
             path: self.path.clone(),
