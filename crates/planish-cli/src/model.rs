@@ -6,9 +6,9 @@ use anyhow::{Context, Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use planish_checkpoint::adapter::{Adapter, BaseModel, Method, ReadOptions};
 use planish_core::run_config::{BackendDevice, Setting};
-use planish_nn::{LoadOptions, Model};
+use planish_nn::{Kernels, LoadOptions, Model};
 
-pub(crate) use crate::device::{DeviceInUse, select_device};
+pub(crate) use crate::device::{DeviceInUse, choose_device, select_device};
 
 /// Which model runs where.
 #[derive(clap::Args)]
@@ -28,7 +28,21 @@ impl ModelArgs {
     /// Chooses the device, loads the model and lays the adapter over it.
     pub(crate) fn load(&self) -> Result<Model> {
         select_device(self.backend)?;
-        let (mut model, _) = Model::load(&self.model, &LoadOptions::default())?;
+        self.load_with(Kernels::Composed)
+    }
+
+    /// The same, computed by what writes single tokens fastest in f32.
+    pub(crate) fn load_to_generate(&self) -> Result<Model> {
+        select_device(self.backend)?;
+        self.load_with(Kernels::fastest_f32()?)
+    }
+
+    fn load_with(&self, kernels: Kernels) -> Result<Model> {
+        let options = LoadOptions {
+            kernels,
+            ..LoadOptions::default()
+        };
+        let (mut model, _) = Model::load(&self.model, &options)?;
         if let Some(adapter) = &self.adapter {
             attach(&mut model, &self.model, adapter)?;
         }

@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "composed" => Kernels::Composed,
         "native" => Kernels::Native,
         "native-bf16" => Kernels::NativeBf16,
-        _ if args.generate.is_some() => Kernels::Composed,
+        _ if args.generate.is_some() => Kernels::fastest_f32()?,
         _ => Kernels::fastest()?,
     };
     let mut model = load(args, device, kernels)?;

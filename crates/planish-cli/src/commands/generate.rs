@@ -44,7 +44,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let tokenizer = Tokenizer::from_dir(&args.model.model)?;
     let prompt = prompt_ids(args, &tokenizer)?;
-    let model = args.model.load()?;
+    let model = args.model.load_to_generate()?;
     let options = GenerateOptions {
         max_tokens: args.max_tokens,
         stop_tokens: tokenizer.eos_ids().iter().copied().collect(),
