@@ -2,7 +2,8 @@
 //!
 //! The real program trains the tiny model with dropout, accumulation, packing and evaluation, saving after every update.
 //! Every other kill comes at a random moment of the process's life, start included; the rest wait for some updates and then
-//! for a checkpoint that is being written. Where a kill landed is told by what it left: the temporary folder of a write.
+//! for a checkpoint that is being written, and strike within the time that such a write takes, which the uninterrupted run
+//! tells. Where a kill landed is told by what it left: the temporary folder of a write.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -56,9 +57,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (straight, killed) = (folder.path().join("straight"), folder.path().join("killed"));
 
     let begun = Instant::now();
-    test.finish(&straight)?;
+    let write_time = test.finish_watched(&straight)?;
     let whole = begun.elapsed();
-    println!("uninterrupted: {} updates in {:.1} s", args.steps, whole.as_secs_f64());
+    println!(
+        "uninterrupted: {} updates in {:.1} s; a checkpoint write takes {:.1} ms",
+        args.steps,
+        whole.as_secs_f64(),
+        write_time.as_secs_f64() * 1e3
+    );
 
     let mut tally = Tally::default();
     let mut random = Random(args.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
@@ -74,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let share = 4.0 * way as f64 / (args.kills - kill) as f64;
             Moment::InWriteAfter((random.next() * share.min(way as f64)) as u64)
         };
-        tally.count(test.kill(&killed, moment, &mut random)?);
+        tally.count(test.kill(&killed, moment, write_time.mul_f64(AIM * random.next()))?);
     }
     test.finish(&killed)?;
     println!("{tally}");
@@ -87,6 +93,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("{:.0} s in all", begun.elapsed().as_secs_f64());
     Ok(())
 }
+
+/// Between two looks at the folder of checkpoints.
+const GLANCE: Duration = Duration::from_micros(50);
+
+/// Share of a write in which the aimed kills fall: the signal takes its time, too.
+const AIM: f64 = 0.7;
 
 struct CrashTest {
     planish: PathBuf,
@@ -159,6 +171,30 @@ impl CrashTest {
         self.check_time()
     }
 
+    /// Runs to the end, and tells how long a checkpoint write takes: the median time that its temporary folder was there.
+    fn finish_watched(&self, out: &Path) -> Result<Duration> {
+        let mut child = self.command(out).spawn().context("planish does not start")?;
+        let (mut writes, mut since) = (Vec::new(), None);
+        while child.try_wait()?.is_none() {
+            self.check_time().inspect_err(|_| drop(child.kill()))?;
+            match (is_writing(out), since) {
+                (true, None) => since = Some(Instant::now()),
+                (false, Some(begun)) => {
+                    writes.push(begun.elapsed());
+                    since = None;
+                }
+                _ => {}
+            }
+            std::thread::sleep(GLANCE);
+        }
+        let output = child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "the run failed:\n{}", said.trim());
+        writes.sort();
+        let median = writes.get(writes.len() / 2);
+        median.copied().context("no checkpoint write was seen")
+    }
+
     /// How long a process takes before its first update: a resume of a finished run does no more.
     fn startup(&self, finished: &Path) -> Result<Duration> {
         let begun = Instant::now();
@@ -166,8 +202,8 @@ impl CrashTest {
         Ok(begun.elapsed())
     }
 
-    /// Starts the run and kills it.
-    fn kill(&self, out: &Path, moment: Moment, random: &mut Random) -> Result<(Landed, u64)> {
+    /// Starts the run and kills it; where a write is waited for, so long after it was seen.
+    fn kill(&self, out: &Path, moment: Moment, into_write: Duration) -> Result<(Landed, u64)> {
         let begun_at = newest_step(out);
         let mut child = self.command(out).spawn().context("planish does not start")?;
         match moment {
@@ -177,9 +213,13 @@ impl CrashTest {
                 let due = |out: &Path| newest_step(out) >= begun_at + updates.max(1) && is_writing(out);
                 while !due(out) && child.try_wait()?.is_none() {
                     self.check_time().inspect_err(|_| drop(child.kill()))?;
-                    std::thread::sleep(Duration::from_micros(200));
+                    std::thread::sleep(GLANCE);
                 }
-                std::thread::sleep(Duration::from_micros((random.next() * 4000.0) as u64));
+                // A sleep would last longer than asked for.
+                let seen = Instant::now();
+                while seen.elapsed() < into_write {
+                    std::hint::spin_loop();
+                }
             }
         }
         // SIGKILL on Unix.

@@ -120,12 +120,16 @@ fn compiler(zig: &Path, language: &str, extra: &str) -> String {
          # rustc's own libraries are not for other programs.\n\
          unset LD_LIBRARY_PATH\n\
          kept=()\n\
+         compiles= named=\n\
          for argument in \"$@\"; do\n\
+         \x20 case \"$argument\" in -c) compiles=1 ;; -o*) named=1 ;; esac\n\
          \x20 case \"$argument\" in\n\
          \x20   --target=* | -mmacosx-version-min=* | -march=* | -liconv) ;;\n\
          \x20   *) kept+=(\"$argument\") ;;\n\
          \x20 esac\n\
          done\n\
+         # A build script that only asks whether something compiles would leave an object in the crate's folder.\n\
+         if [ -n \"$compiles\" ] && [ -z \"$named\" ]; then kept+=(-o /dev/null); fi\n\
          exec {} {language} -target aarch64-macos.14.0 {extra} \"${{kept[@]}}\"\n",
         zig.display()
     )
