@@ -465,8 +465,9 @@ fn chunks_need_less_than_a_quarter_of_the_memory() {
 #[test]
 #[ignore = "takes 8 GB"]
 fn chunks_need_less_than_a_quarter_at_vocabulary_128k_and_4096_tokens() {
-    // What training takes by itself: 256 MiB of logits at a time.
-    peaks_of(4096, 131_072, 512);
+    // What training takes by itself: 128 MiB of logits at a time. Some ten arrays of that size exist at once, because MLX's
+    // CPU stream runs that far ahead.
+    peaks_of(4096, 131_072, 256);
 }
 
 #[allow(clippy::print_stdout)] // A figure of record.
