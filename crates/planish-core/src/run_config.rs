@@ -222,6 +222,9 @@ settings! {
         min_delta: f64 = 0.0,
         /// Compute activations again in the backward pass instead of keeping them: less memory, more time.
         checkpointing: bool = false,
+        /// Trace the update once a shape and fuse its element-wise operations; `cross_entropy` only. `auto`: on a GPU. On the CPU,
+        /// `true` needs a C++ compiler while training.
+        compile: Compile = Compile::Auto,
         /// Before the first update, run one at the largest shape and refuse settings that do not fit in memory.
         preflight: bool = true,
         /// Train with the arithmetic, the batches and the defaults of another program (`--compat`).
@@ -274,7 +277,7 @@ settings! {
         beta: f64 = 0.1,
         /// Factor of the odds-ratio term of `orpo`.
         lambda: f64 = 0.1,
-        /// Trained positions whose logits exist at one time. Unset: all up to 256 MiB of logits, else as many as take that, at most 1024.
+        /// Trained positions whose logits exist at one time. Unset: all up to 256 MiB of logits (on a GPU 512 MiB), else as many as take that, at most 1024.
         chunk_tokens: Option<usize> = None,
         /// Share of the target that is spread over the whole vocabulary, from 0 to below 1; for `dpo` the share of pairs that
         /// are labelled the wrong way round, below 0.5.
@@ -419,6 +422,18 @@ words! {
         None = "none",
         /// mlx-lm 0.32: trains one token of padding a row, averages batches, Adam without bias correction.
         MlxLm = "mlx-lm",
+    }
+}
+
+words! {
+    /// Whether updates are traced and compiled.
+    Compile {
+        /// On a GPU, where the recipe can be.
+        Auto = "auto",
+        /// Always.
+        True = "true",
+        /// Never.
+        False = "false",
     }
 }
 
@@ -592,7 +607,7 @@ mod tests {
             .map(|key| format!("{}.{}", key.section, key.name))
             .collect();
         let promised = "train.steps train.epochs train.batch_size train.accumulation train.max_seq_length train.seed
-            train.eval_every train.save_best train.checkpointing optimizer.name optimizer.learning_rate
+            train.eval_every train.save_best train.checkpointing train.compile optimizer.name optimizer.learning_rate
             optimizer.weight_decay optimizer.betas optimizer.eps optimizer.clip_norm schedule.name schedule.warmup_steps
             schedule.min_learning_rate lora.method lora.rank lora.alpha lora.scale lora.dropout lora.targets lora.layers
             data.format data.packing data.overlong data.train_roles loss.name loss.chunk_tokens loss.distrust.mode

@@ -26,14 +26,16 @@ pub mod schedule;
 mod seeds;
 pub mod tensorboard;
 mod timed_steps;
+mod traced;
 mod trainer;
+mod update;
 mod weighting;
 mod window;
 
 pub use error::{Error, Result};
 pub use evaluate::{Evaluation, evaluate};
 pub use events::{End, Event, Observer, Position, Silent, StopFlag, Summary};
-pub use options::{Compat, DistrustOptions, Length, Reduction, TrainOptions, Tuning};
+pub use options::{Compat, Compile, DistrustOptions, Length, Reduction, TrainOptions, Tuning};
 pub use preflight::MemoryEstimate;
 pub use recipes::Recipe;
 pub use resume::{Identity, Resume};

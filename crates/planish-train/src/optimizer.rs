@@ -44,7 +44,7 @@ use crate::{Error, Result, clip};
 /// assert!((moved[0] - 0.899).abs() < 1e-4 && (moved[1] + 0.899).abs() < 1e-4);
 /// # Ok::<(), planish_train::Error>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Optimizer {
     rule: Rule,
     units: Vec<Unit>,
@@ -188,11 +188,23 @@ impl Optimizer {
     /// # Errors
     /// MLX's own.
     pub fn step(&mut self, gradients: &Gradients, lr: f64, accept: &Array) -> Result<Vec<Array>> {
+        self.step_at(gradients, &self.learning_rates(lr), accept)?;
+        self.trainables()
+    }
+
+    /// The learning rate of each unit at learning rate `lr`, f32 scalars.
+    pub(crate) fn learning_rates(&self, lr: f64) -> Vec<Array> {
+        let of_unit = |unit: &Unit| Array::from_f32((lr * unit.learning_rate_factor) as f32);
+        self.units.iter().map(of_unit).collect()
+    }
+
+    /// [`step`](Self::step) at the [`learning_rates`](Self::learning_rates) of the units.
+    pub(crate) fn step_at(&mut self, gradients: &Gradients, learning_rates: &[Array], accept: &Array) -> Result<()> {
         let next_count = self.count.add(Array::from_int(1))?;
         let t = next_count.as_dtype(Dtype::Float32)?;
-        for (unit, gradient) in self.units.iter_mut().zip(&gradients.0) {
+        for ((unit, gradient), lr) in self.units.iter_mut().zip(&gradients.0).zip(learning_rates) {
             let step = Step {
-                lr: Array::from_f32((lr * unit.learning_rate_factor) as f32),
+                lr: lr.clone(),
                 t: t.clone(),
                 decays: unit.decays,
             };
@@ -203,7 +215,7 @@ impl Optimizer {
             }
         }
         self.count = ops::select(accept, next_count, &self.count)?;
-        self.trainables()
+        Ok(())
     }
 
     /// The arrays to evaluate together with the trainables after a step.
@@ -215,14 +227,47 @@ impl Optimizer {
         of_units.chain(std::iter::once(&self.count)).collect()
     }
 
+    /// Replaces what [`pending`](Self::pending) lists.
+    pub(crate) fn set_pending(&mut self, values: &[Array]) -> Result<()> {
+        let places = self
+            .units
+            .iter_mut()
+            .flat_map(|unit| std::iter::once(&mut unit.master).chain(&mut unit.slots))
+            .chain(std::iter::once(&mut self.count));
+        let mut n_places = 0;
+        for (place, value) in places.zip(values) {
+            *place = value.clone();
+            n_places += 1;
+        }
+        if n_places != values.len() || n_places != self.pending().len() {
+            let reason = format!("{} arrays for {} places", values.len(), self.pending().len());
+            return Err(Error::OptimizerState { reason });
+        }
+        Ok(())
+    }
+
+    /// The f32 weights, one array a unit.
+    pub(crate) fn masters(&self) -> Vec<Array> {
+        self.units.iter().map(|unit| unit.master.clone()).collect()
+    }
+
     /// The current trainables, in order and in their own dtype.
     ///
     /// # Errors
     /// MLX's own.
     pub fn trainables(&self) -> Result<Vec<Array>> {
+        self.trainables_of(&self.masters(), None)
+    }
+
+    /// The trainables of other [`masters`](Self::masters), in `dtype` instead of their own if one is given: narrowed all at
+    /// once, before they are cut.
+    pub(crate) fn trainables_of(&self, masters: &[Array], dtype: Option<Dtype>) -> Result<Vec<Array>> {
         let mut values: Vec<(usize, Array)> = Vec::with_capacity(self.n_trainables);
-        for unit in &self.units {
-            values.extend(unit.scatter(&unit.master, true)?);
+        for (unit, master) in self.units.iter().zip(masters) {
+            match dtype {
+                Some(dtype) => values.extend(unit.scatter(&master.as_dtype(dtype)?, false)?),
+                None => values.extend(unit.scatter(master, true)?),
+            }
         }
         values.sort_by_key(|(index, _)| *index);
         Ok(values.into_iter().map(|(_, value)| value).collect())
@@ -326,6 +371,11 @@ impl Gradients {
         clip::global_norm(&self.0)
     }
 
+    /// Gradients from the arrays behind others of the same optimizer.
+    pub(crate) fn from_arrays(arrays: &[Array]) -> Self {
+        Self(arrays.to_vec())
+    }
+
     /// The arrays behind it.
     pub fn arrays(&self) -> &[Array] {
         &self.0
@@ -380,7 +430,7 @@ impl Slot {
 }
 
 /// One array that a rule updates at once: a flat parameter group or a single tensor.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Unit {
     parts: Vec<Part>,
     master: Array,
@@ -391,7 +441,7 @@ struct Unit {
 }
 
 /// A trainable inside a unit.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Part {
     index: usize,
     name: String,
@@ -440,6 +490,12 @@ impl Unit {
     fn gather(&self, values: &[Array]) -> Result<Array> {
         if !self.flat {
             return Ok(values[self.parts[0].index].as_dtype(Dtype::Float32)?);
+        }
+        let dtype = values[self.parts[0].index].dtype();
+        if self.parts.iter().all(|part| values[part.index].dtype() == dtype) {
+            // Widened all at once.
+            let flattened = self.parts.iter().map(|part| values[part.index].reshape(&[-1]));
+            return Ok(join(flattened.collect::<Result<Vec<_>, _>>()?)?.as_dtype(Dtype::Float32)?);
         }
         let flattened = self
             .parts

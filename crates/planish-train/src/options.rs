@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use planish_core::run_config::{
-    Compat as ConfigCompat, DistrustLink, DistrustMode, LoraInit as ConfigInit, LoraMethod as ConfigMethod, LossName,
-    OptimizerName, RunConfig, ScheduleName,
+    Compat as ConfigCompat, Compile as ConfigCompile, DistrustLink, DistrustMode, LoraInit as ConfigInit,
+    LoraMethod as ConfigMethod, LossName, OptimizerName, RunConfig, ScheduleName,
 };
 use planish_core::target_modules::{Blocks, PerModule, TargetModules};
 use planish_data::Rungs;
@@ -55,6 +55,8 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Compute activations again in the backward pass instead of keeping them.
     pub activation_checkpointing: bool,
+    /// Whether updates are traced once a shape and compiled.
+    pub compile: Compile,
     /// Try one update at the largest shape first, and refuse what does not fit in memory.
     pub preflight: bool,
     /// The update rule.
@@ -74,7 +76,7 @@ pub struct TrainOptions {
     /// Label smoothing and z-loss.
     pub loss: TokenLossOptions,
     /// Trained positions whose logits exist at one time; `None`: all up to 256 MiB of
-    /// logits, else as many as take that, at most 1024.
+    /// logits (on a GPU 512 MiB), else as many as take that, at most 1024.
     pub chunk_tokens: Option<usize>,
     /// Distrust weighting.
     pub distrust: DistrustOptions,
@@ -144,6 +146,18 @@ pub enum Compat {
     },
 }
 
+/// Whether updates are traced once a shape and compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compile {
+    /// On a GPU, where the recipe can be.
+    #[default]
+    Auto,
+    /// Always; on the CPU that needs a C++ compiler while training.
+    On,
+    /// Never.
+    Off,
+}
+
 /// How distrust fields are used.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DistrustOptions {
@@ -185,6 +199,7 @@ impl Default for TrainOptions {
             rungs: Rungs::Fine,
             seed: 0,
             activation_checkpointing: false,
+            compile: Compile::Auto,
             preflight: false,
             rule: Rule::adamw(),
             groups: Groups::default(),
@@ -231,6 +246,11 @@ impl TrainOptions {
             packing: config.data.packing,
             seed: train.seed,
             activation_checkpointing: train.checkpointing,
+            compile: match train.compile {
+                ConfigCompile::Auto => Compile::Auto,
+                ConfigCompile::True => Compile::On,
+                ConfigCompile::False => Compile::Off,
+            },
             rule: rule(config)?,
             compat: compat(config)?,
             reduction: if config.train.compat == ConfigCompat::MlxLm {

@@ -19,6 +19,7 @@ use planish_nn::{Model, Training};
 
 use crate::evaluate::Judgement;
 use crate::options::TrainOptions;
+use crate::traced::Arguments;
 use crate::weighting::ExampleWeights;
 use crate::window::WindowLosses;
 use crate::{Error, Result};
@@ -42,6 +43,19 @@ pub enum Recipe {
 pub(crate) trait Objective: std::fmt::Debug {
     /// The share of one batch in the objective of its window. Whatever needs no gradient is computed here.
     fn of_batch<'b>(&'b self, batch: &'b Batch, window: &Window, about: &About<'b>) -> Result<BatchObjective<'b>>;
+
+    /// Whether [`arguments`](Self::arguments) exist.
+    fn can_be_traced(&self) -> bool {
+        false
+    }
+
+    /// The same share as a function of arrays, for tracing.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where updates of this recipe [cannot be traced](Self::can_be_traced).
+    fn arguments(&self, _batch: &Batch, _window: &Window, _about: &About<'_>) -> Result<Arguments> {
+        Err(refused("train.compile", "this recipe is not compiled"))
+    }
 
     /// Adds what a batch reported to the sums of its window.
     fn account(&self, batch: &Batch, items: &[f32], about: &About<'_>, losses: &mut WindowLosses);

@@ -10,8 +10,8 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use crate::optimizer::Optimizer;
 use crate::options::TrainOptions;
 use crate::recipes::{About, sft::Sft};
+use crate::update::{Place, Updates};
 use crate::weighting::ExampleWeights;
-use crate::window::{apply, window_gradients};
 use crate::{Error, Result};
 
 /// Runs `count` updates of `model`'s trainables, each on `rows` rows of `length` random tokens which are all targets, the
@@ -31,22 +31,25 @@ pub fn timed_steps(
         options,
         weights: &weights,
     };
+    let mut updates = Updates::new(model, &Sft, &about)?;
     let mut random = ChaCha8Rng::seed_from_u64(options.seed);
+    let vocab_size = model.config().vocab_size;
+    let mut window = random_window(rows, length, vocab_size, &mut random);
     (0..count)
         .map(|step| {
-            let window = random_window(rows, length, model.config().vocab_size, &mut random);
             let started = Instant::now();
-            let gradients = window_gradients(model, &optimizer, &window, &Sft, &about, step)?;
-            apply(
-                model,
-                &mut optimizer,
-                &gradients,
-                options.learning_rate,
-                options.clip_norm,
-            )?;
+            let place = Place {
+                step,
+                learning_rate: options.learning_rate,
+                counts: true,
+            };
+            let launched = updates.launch(model, &mut optimizer, &window, &Sft, &about, place)?;
+            let next = random_window(rows, length, vocab_size, &mut random);
+            let window = std::mem::replace(&mut window, next);
+            let (losses, _) = launched.read(&window, &Sft, &about)?;
             Ok(TimedStep {
                 seconds: started.elapsed().as_secs_f64(),
-                loss: gradients.losses.loss(options.reduction),
+                loss: losses.loss(options.reduction),
             })
         })
         .collect::<Result<_, Error>>()

@@ -6,6 +6,7 @@ use planish_loss::{
     TokenLoss, TokenLossOptions, TrainedPositions, chunked_cross_entropy, chunked_cross_entropy_native,
     packed_cross_entropy, packed_token_nll,
 };
+use planish_mlx::device::{self, DeviceKind};
 use planish_mlx::transforms::value_and_grad;
 use planish_nn::{AttentionMask, Model, Training};
 
@@ -13,10 +14,15 @@ use crate::optimizer::{Gradients, Optimizer};
 use crate::options::{Reduction, TrainOptions};
 use crate::recipes::preference::Figures;
 use crate::recipes::{About, BatchObjective, Objective, Outcome};
+use crate::update::Place;
 use crate::{Error, Result, clip, seeds};
 
 /// Logits of a chunk may take this much before chunks get smaller.
 pub(crate) const LOGITS_BYTES: usize = 256 << 20;
+/// The same on a GPU, where products of 1024 rows are faster than of half as many.
+const LOGITS_BYTES_GPU: usize = 512 << 20;
+/// A chunk on a GPU that does not hold everything is a multiple of this.
+const CHUNK_STEP_GPU: usize = 128;
 /// Trained positions of a chunk when all at once would take more.
 pub(crate) const CHUNK_TOKENS: usize = 1024;
 
@@ -110,11 +116,15 @@ pub(crate) fn apply(
     model: &mut Model,
     optimizer: &mut Optimizer,
     window: &WindowGradients,
-    learning_rate: f64,
+    place: Place,
     clip_norm: Option<f64>,
 ) -> Result<Applied> {
     let norm = window.gradients.norm()?;
-    let accept = norm.is_finite()?.logical_and(window.objective.is_finite()?)?;
+    let accept = match place.counts {
+        true => norm.is_finite()?.logical_and(window.objective.is_finite()?)?,
+        false => Array::from_bool(false),
+    };
+    let learning_rate = place.learning_rate;
     let values = match clip_norm {
         Some(most) => {
             let clipped = window.gradients.scale(&clip::clip_factor(&norm, most)?)?;
@@ -144,15 +154,31 @@ pub(crate) fn model_inputs(batch: &Batch) -> (Array, AttentionMask) {
 }
 
 /// Trained positions whose logits exist at one time.
-pub(crate) fn chunk_tokens(options: &TrainOptions, trained: usize, vocab_size: usize) -> usize {
-    options
-        .chunk_tokens
-        .unwrap_or_else(|| automatic_chunk(trained, vocab_size))
+pub(crate) fn chunk_tokens(options: &TrainOptions, trained: usize, vocab_size: usize) -> Result<usize> {
+    match options.chunk_tokens {
+        Some(chunk) => Ok(chunk),
+        None if device::default_kind()? == DeviceKind::Gpu => Ok(gpu_chunk(trained, vocab_size)),
+        None => Ok(automatic_chunk(trained, vocab_size)),
+    }
 }
 
 /// All positions where their logits take up to [`LOGITS_BYTES`], else as many as do, and at most [`CHUNK_TOKENS`].
 pub(crate) fn automatic_chunk(trained: usize, vocab_size: usize) -> usize {
-    let that_fit = (LOGITS_BYTES / (vocab_size * size_of::<f32>()).max(1)).max(1);
+    chunk_within(LOGITS_BYTES, trained, vocab_size)
+}
+
+/// The same with [`LOGITS_BYTES_GPU`], in whole steps.
+fn gpu_chunk(trained: usize, vocab_size: usize) -> usize {
+    let chunk = chunk_within(LOGITS_BYTES_GPU, trained, vocab_size);
+    if chunk < trained && chunk > CHUNK_STEP_GPU {
+        chunk / CHUNK_STEP_GPU * CHUNK_STEP_GPU
+    } else {
+        chunk
+    }
+}
+
+fn chunk_within(bytes: usize, trained: usize, vocab_size: usize) -> usize {
+    let that_fit = (bytes / (vocab_size * size_of::<f32>()).max(1)).max(1);
     if trained <= that_fit {
         trained.max(1)
     } else {
@@ -175,7 +201,7 @@ pub(crate) fn token_losses(
         None => model.hidden(&ids, &mask, None)?,
     };
     let head = |states: &Array| Ok::<_, Error>(model.logits(states)?);
-    let chunk = chunk_tokens(options, positions.len(), model.config().vocab_size);
+    let chunk = chunk_tokens(options, positions.len(), model.config().vocab_size)?;
     match model.packed_head() {
         Some(packed) if loss.is_plain() && training.is_some() => Ok(packed_cross_entropy(&hidden, &packed, positions)?),
         Some(packed) if loss.is_plain() => {
@@ -325,6 +351,10 @@ mod tests {
         assert_eq!(automatic_chunk(4096, 32_000), 1024);
         assert_eq!(automatic_chunk(4096, 131_072), 512);
         assert_eq!(automatic_chunk(10, 1 << 40), 1);
+        assert_eq!(gpu_chunk(4096, 128_256), 1024);
+        assert_eq!(gpu_chunk(4096, 151_936), 768);
+        assert_eq!(gpu_chunk(500, 151_936), 500);
+        assert_eq!(gpu_chunk(4096, 49_152), 1024);
     }
 
     #[test]

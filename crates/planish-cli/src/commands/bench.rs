@@ -8,7 +8,7 @@ use planish_mlx::{Dtype, memory};
 use planish_nn::generate::{GenerateOptions, generate};
 use planish_nn::{Kernels, LoadOptions, LoraConfig, Model};
 use planish_train::optimizer::{Adam, Rule};
-use planish_train::{TimedStep, TrainOptions, timed_steps};
+use planish_train::{Compile, TimedStep, TrainOptions, timed_steps};
 use serde_json::json;
 
 use crate::model::{self, DeviceInUse};
@@ -50,6 +50,15 @@ pub(crate) struct Args {
     /// Compute activations again in the backward pass instead of keeping them
     #[arg(long)]
     checkpointing: bool,
+    /// Run updates as they are written, also on a GPU, where they are traced and compiled otherwise
+    #[arg(long, conflicts_with = "compile")]
+    no_compile: bool,
+    /// Trace and compile updates on the CPU too, which needs a C++ compiler and `--kernels composed`
+    #[arg(long)]
+    compile: bool,
+    /// Trained positions whose logits exist at one time [default: as many as take 256 MiB, on a GPU 512 MiB]
+    #[arg(long, value_name = "N")]
+    chunk_tokens: Option<usize>,
     /// Device
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = model::device_words())]
     backend: String,
@@ -131,6 +140,12 @@ fn training(args: &Args, device: DeviceInUse, model: &mut Model) -> Result<()> {
         learning_rate: 1e-5,
         clip_norm: None,
         activation_checkpointing: args.checkpointing,
+        compile: match (args.compile, args.no_compile) {
+            (true, _) => Compile::On,
+            (_, true) => Compile::Off,
+            _ => Compile::Auto,
+        },
+        chunk_tokens: args.chunk_tokens,
         ..TrainOptions::default()
     };
     memory::reset_peak()?;

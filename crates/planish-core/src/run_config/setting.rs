@@ -262,7 +262,9 @@ macro_rules! words {
             }
 
             fn from_toml(value: &toml::Value) -> Option<Self> {
-                Self::from_text(value.as_str()?)
+                // For choices of which two are `true` and `false`.
+                let flag = value.as_bool().map(|flag| if flag { "true" } else { "false" });
+                Self::from_text(flag.or(value.as_str())?)
             }
 
             fn from_text(text: &str) -> Option<Self> {

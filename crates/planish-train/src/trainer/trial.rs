@@ -1,6 +1,6 @@
 //! One update at the largest shape before the run, for its memory; nothing of it is kept.
 
-use mlx_rs::{Array, Dtype, transforms::eval};
+use mlx_rs::Dtype;
 use planish_core::units::format_bytes;
 use planish_data::{Batch, Segment, Side, Window};
 use planish_nn::Model;
@@ -10,8 +10,8 @@ use crate::batches::Batches;
 use crate::optimizer::Optimizer;
 use crate::preflight::{MemoryEstimate, TRUST, suggestion, too_large};
 use crate::recipes::{About, Objective, Recipe};
+use crate::update::{Place, Updates};
 use crate::weighting::ExampleWeights;
-use crate::window::window_gradients;
 use crate::{Result, memory};
 
 /// What a trial looked at and found.
@@ -25,7 +25,12 @@ pub(super) struct Trial<'a> {
 impl Trial<'_> {
     /// Refuses a run that does not fit, by its estimate where that is beyond doubt, else by measurement. Gives the peak and
     /// a sentence.
-    pub(super) fn run(&self, model: &mut Model, optimizer: &mut Optimizer) -> Result<(Option<u64>, String)> {
+    pub(super) fn run(
+        &self,
+        model: &mut Model,
+        optimizer: &mut Optimizer,
+        updates: &mut Updates,
+    ) -> Result<(Option<u64>, String)> {
         let options = &self.setup.options;
         let Some(budget) = self
             .setup
@@ -53,7 +58,7 @@ impl Trial<'_> {
         if estimate as f64 > TRUST * budget as f64 {
             return Err(refuse(estimate, false));
         }
-        let measured = self.peak(model, optimizer, shape)?;
+        let measured = self.peak(model, optimizer, updates, shape)?;
         if measured > budget {
             return Err(refuse(measured, true));
         }
@@ -69,7 +74,13 @@ impl Trial<'_> {
     }
 
     /// The peak of one whole update, which is not accepted.
-    fn peak(&self, model: &mut Model, optimizer: &mut Optimizer, (rows, length): (usize, usize)) -> Result<u64> {
+    fn peak(
+        &self,
+        model: &mut Model,
+        optimizer: &mut Optimizer,
+        updates: &mut Updates,
+        (rows, length): (usize, usize),
+    ) -> Result<u64> {
         let options = &self.setup.options;
         let batch = full_batch(rows, length, options.recipe != Recipe::Sft, options.packing);
         let window = Window {
@@ -82,9 +93,13 @@ impl Trial<'_> {
             weights: self.weights,
         };
         memory::read_and_reset_peak()?;
-        let gradients = window_gradients(model, optimizer, &window, self.objective, &about, 0)?;
-        let values = optimizer.step(&gradients.gradients, 0.0, &Array::from_bool(false))?;
-        eval(values.iter().chain(optimizer.pending()))?;
+        let place = Place {
+            step: 0,
+            learning_rate: 0.0,
+            counts: false,
+        };
+        let launched = updates.launch(model, optimizer, &window, self.objective, &about, place)?;
+        launched.read(&window, self.objective, &about)?;
         Ok(memory::read_and_reset_peak()?.peak_bytes)
     }
 }

@@ -1,6 +1,7 @@
 //! A run between its first and its last update.
 
 use std::path::Path;
+use std::time::Instant;
 
 use planish_checkpoint::adapter::{Adapter, ReadOptions};
 use planish_checkpoint::run_state::{Environment, RunInputs};
@@ -26,8 +27,9 @@ use crate::resume::{self, Resume};
 use crate::run_dir::RunDir;
 use crate::samples::Samples;
 use crate::schedule::{Schedule, default_warmup};
+use crate::update::{Launched, Place, Updates};
 use crate::weighting::ExampleWeights;
-use crate::window::{Applied, apply, window_gradients};
+use crate::window::Applied;
 use crate::{Error, Result};
 
 /// The state of a run.
@@ -39,6 +41,11 @@ pub(super) struct UnderWay<'a> {
     pub(super) weights: ExampleWeights,
     pub(super) schedule: Schedule,
     pub(super) optimizer: Optimizer,
+    updates: Updates,
+    /// The next update, where it has been set going already.
+    ahead: Option<Result<Ahead>>,
+    /// When the last update was read.
+    last_read: Option<Instant>,
     pub(super) files: RunDir,
     pub(super) cursor: Cursor,
     pub(super) position: Position,
@@ -64,6 +71,15 @@ pub(super) struct UnderWay<'a> {
     pub(super) end: Option<End>,
 }
 
+/// An update that has been set going.
+struct Ahead {
+    window: Window,
+    learning_rate: f64,
+    launched: Launched,
+    /// The optimizer before it, where the next update may have to be undone.
+    before: Option<Optimizer>,
+}
+
 impl<'a> UnderWay<'a> {
     pub(super) fn prepare(setup: &'a Trainer<'a>, model: &mut Model, observer: &'a mut dyn Observer) -> Result<Self> {
         let options = &setup.options;
@@ -79,8 +95,14 @@ impl<'a> UnderWay<'a> {
             start_from(start, model, &exporter)?;
         }
         let mut optimizer = Optimizer::new(options.rule.clone(), options.groups, &model.trainables())?;
+        let about = About {
+            options,
+            weights: &weights,
+        };
+        let mut updates = Updates::new(model, &*objective, &about)?;
         let mut step_memory_bytes = None;
         let mut notes = Vec::new();
+        notes.extend(updates.describe(plan.summary().shapes.len()));
         // Before anything is written; a run that goes on was tried when it began.
         if options.preflight && setup.resume == Resume::Fresh {
             let trial = Trial {
@@ -89,7 +111,7 @@ impl<'a> UnderWay<'a> {
                 objective: &*objective,
                 weights: &weights,
             };
-            let (measured, note) = trial.run(model, &mut optimizer)?;
+            let (measured, note) = trial.run(model, &mut optimizer, &mut updates)?;
             step_memory_bytes = measured;
             notes.push(note);
         }
@@ -106,6 +128,9 @@ impl<'a> UnderWay<'a> {
             objective,
             schedule,
             optimizer,
+            updates,
+            ahead: None,
+            last_read: None,
             files,
             cursor: Cursor::default(),
             position: Position::default(),
@@ -233,32 +258,96 @@ impl<'a> UnderWay<'a> {
     }
 
     /// One optimizer update: the next window, forward and backward, clip, step.
+    ///
+    /// Where updates are traced, the next one is set going before this one is read, so that the device never waits for
+    /// the host: unless something looks at the model in between.
     pub(super) fn update(&mut self, model: &mut Model) -> Result<()> {
-        let options = &self.setup.options;
-        let started = std::time::Instant::now();
-        let window = self
-            .plan
-            .window(self.setup.train, self.cursor.epoch, self.cursor.window_index)?;
-        let (objective, step) = (&*self.objective, self.position.step);
-        let gradients = window_gradients(model, &self.optimizer, &window, objective, &self.about(), step)?;
-        let learning_rate = self.schedule.at(self.position.step);
-        let applied = apply(model, &mut self.optimizer, &gradients, learning_rate, options.clip_norm)?;
+        let mut started = Instant::now();
+        let this = match self.ahead.take() {
+            Some(ahead) => {
+                started = self.last_read.unwrap_or(started);
+                ahead?
+            }
+            None => self.launch(model, self.cursor, self.position.step)?,
+        };
+        if self.may_launch_ahead() {
+            let next = self.plan.advance(self.cursor)?;
+            self.ahead = Some(self.launch(model, next, self.position.step + 1));
+        }
+        let window = this.window;
+        let (losses, applied) = this.launched.read(&window, &*self.objective, &self.about())?;
+        self.last_read = Some(Instant::now());
 
+        let options = &self.setup.options;
         self.advance(window.micro_batches.len())?;
-        let losses = &gradients.losses;
         let report = StepReport {
             position: self.position,
             total_steps: self.schedule.total_steps,
             loss: losses.loss(options.reduction),
-            learning_rate,
+            learning_rate: this.learning_rate,
             grad_norm: applied.grad_norm,
             tokens: losses.tokens,
             seconds: started.elapsed().as_secs_f64(),
             accepted: applied.accepted,
         };
-        self.interval.add(&report, &window, losses, options, &self.weights);
+        self.interval.add(&report, &window, &losses, options, &self.weights);
         self.observer.on_event(&Event::Step(report));
-        self.judge(&window, &gradients.losses.bad_examples, &applied)
+        let judged = self.judge(&window, &losses.bad_examples, &applied);
+        if self.end.is_some() || judged.is_err() {
+            self.undo_ahead(model)?;
+        }
+        judged
+    }
+
+    fn launch(&mut self, model: &mut Model, cursor: Cursor, step: usize) -> Result<Ahead> {
+        let window = self.plan.window(self.setup.train, cursor.epoch, cursor.window_index)?;
+        let learning_rate = self.schedule.at(step);
+        let about = About {
+            options: &self.setup.options,
+            weights: &self.weights,
+        };
+        let place = Place {
+            step,
+            learning_rate,
+            counts: true,
+        };
+        let is_ahead = step > self.position.step;
+        let before = is_ahead.then(|| self.optimizer.clone());
+        let objective = &*self.objective;
+        let launched = self
+            .updates
+            .launch(model, &mut self.optimizer, &window, objective, &about, place)?;
+        Ok(Ahead {
+            window,
+            learning_rate,
+            launched,
+            before,
+        })
+    }
+
+    /// Whether nothing looks at the model between this update and the next. Full tuning has no room for two states.
+    fn may_launch_ahead(&self) -> bool {
+        let options = &self.setup.options;
+        let step = self.position.step + 1;
+        let is_due = |every: Option<usize>| every.is_some_and(|n| step.is_multiple_of(n));
+        self.updates.are_traced()
+            && options.tuning != Tuning::Full
+            && step < self.schedule.total_steps
+            && !self.setup.stop.is_set()
+            && !is_due(options.eval_every)
+            && !is_due(options.checkpoint_every)
+    }
+
+    /// Takes back what was set going and will not be read.
+    fn undo_ahead(&mut self, model: &mut Model) -> Result<()> {
+        if let Some(Ok(Ahead {
+            before: Some(before), ..
+        })) = self.ahead.take()
+        {
+            self.optimizer = before;
+            model.set_trainables(&self.optimizer.trainables()?)?;
+        }
+        Ok(())
     }
 
     fn advance(&mut self, micro_batches: usize) -> Result<()> {
@@ -339,7 +428,7 @@ impl<'a> UnderWay<'a> {
         if self.evaluated_at == Some(self.position.step) {
             return Ok(());
         }
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let found = self.objective.judge(model, valid, &self.about())?;
         let is_best = self.best.offer(self.position.step, found.loss);
         self.evaluated_at = Some(self.position.step);

@@ -1,6 +1,7 @@
 //! Integration tests of training.
 #![allow(clippy::unwrap_used)] // helpers of tests may panic
 
+mod compiled;
 mod memory;
 mod optimizers;
 mod preference;

@@ -5,10 +5,11 @@ use planish_loss::distrust::{Mode, Weighting};
 use planish_mlx::{Array, host::to_f32_vec};
 use planish_nn::Trainable;
 use planish_train::{
-    DistrustOptions, End, Error, Event, Length, Resume, StopFlag, TrainOptions, Trainer, Tuning, evaluate,
+    Compile, DistrustOptions, End, Error, Event, Length, Resume, StopFlag, TrainOptions, Trainer, Tuning, evaluate,
     schedule::Shape,
 };
 
+use crate::compiled::has_compiler;
 use crate::memory::alone;
 use crate::world::{Trained, World, chat, lora, options, relative_distance, tiny_model, train, uneven_rows, values};
 
@@ -392,6 +393,17 @@ fn resumable() -> TrainOptions {
 
 #[test]
 fn resume_equals_straight_run_bit_for_bit() {
+    resumed_equals_straight(Compile::Off);
+}
+
+#[test]
+fn resume_equals_straight_run_compiled() {
+    if has_compiler() {
+        resumed_equals_straight(Compile::On);
+    }
+}
+
+fn resumed_equals_straight(compile: Compile) {
     let world = World::new();
     let rows = rows_with_provenance(&[MIXED, MIXED, MIXED].concat());
     let read = DataOptions {
@@ -402,6 +414,7 @@ fn resume_equals_straight_run_bit_for_bit() {
     let valid = world.data_with("valid.jsonl", &rows[..4], &read);
     let mut options = TrainOptions {
         max_seq_length: 64,
+        compile,
         ..resumable()
     };
     options.distrust.mode = Mode::Weight;
@@ -774,6 +787,17 @@ fn untied_model(world: &World) -> planish_nn::Model {
 
 #[test]
 fn one_bad_row_costs_one_update_and_is_named() {
+    bad_row_costs_one_update(Compile::Off);
+}
+
+#[test]
+fn one_bad_row_costs_one_update_and_is_named_compiled() {
+    if has_compiler() {
+        bad_row_costs_one_update(Compile::On);
+    }
+}
+
+fn bad_row_costs_one_update(compile: Compile) {
     let world = World::new();
     let mut rows = uneven_rows(7);
     rows.push(chat("What of Harriet?", "Harriet Smith"));
@@ -803,6 +827,7 @@ fn one_bad_row_costs_one_update_and_is_named() {
     let mut steps = Vec::new();
     let options = TrainOptions {
         batch_size: 2,
+        compile,
         ..constant(8)
     };
     let mut watch = |event: &Event| {
