@@ -114,7 +114,8 @@ impl Block {
         )
     }
 
-    /// Keeps only `x` for the backward pass. The trainable arrays are inputs, since gradients flow to inputs only.
+    /// Keeps only `x` for the backward pass. The trainable arrays are inputs, since gradients flow to inputs only; the key is
+    /// one too, else a trace would keep the dropout masks, which depend on nothing else.
     fn forward_checkpointed(
         &self,
         x: &Array,
@@ -124,14 +125,17 @@ impl Block {
     ) -> Result<Array> {
         let mut inputs = vec![x.clone()];
         inputs.extend(self.collect(trainable).into_iter().map(|(_, array)| array));
+        let n_parameters = inputs.len() - 1;
+        inputs.extend(key);
         let (mut block, mask) = (self.clone(), mask.clone());
         let outputs = transforms::checkpoint::<Error, _>(
             move |inputs| {
-                let Some((x, parameters)) = inputs.split_first() else {
+                let Some((x, rest)) = inputs.split_first() else {
                     return Ok(Vec::new());
                 };
+                let (parameters, key) = rest.split_at(n_parameters);
                 block.replace(trainable, parameters);
-                Ok(vec![block.forward_for_training(x, &mask, key.as_ref())?])
+                Ok(vec![block.forward_for_training(x, &mask, key.first())?])
             },
             &inputs,
         )?;

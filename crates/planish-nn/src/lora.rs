@@ -1,6 +1,6 @@
 use mlx_rs::linalg::svd;
 use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_rs::ops::{addmm, sqrt};
+use mlx_rs::ops::{addmm, concatenate, sqrt};
 use mlx_rs::{Stream, stop_gradient, with_stream};
 use planish_core::target_modules::{PerModule, TargetModules};
 use planish_mlx::{Array, Dtype};
@@ -188,15 +188,43 @@ impl LoraAdapter {
 
     /// `base_output + scale · (dropout(x) A) B`.
     pub(crate) fn add_update(&self, base_output: &Array, x: &Array, keys: Option<&DropoutKeys>) -> Result<Array> {
-        let dtype = x.dtype();
-        let (a, b) = (self.a.as_dtype(dtype)?, self.b.as_dtype(dtype)?);
+        let a = self.a.as_dtype(x.dtype())?;
         let inner = match keys {
             Some(keys) if self.dropout > 0.0 => dropout(x, self.dropout, &keys.take()?)?.matmul(a)?,
             _ => x.matmul(a)?,
         };
+        self.add_product(base_output, &inner)
+    }
+
+    /// `base_output + scale · inner B`.
+    pub(crate) fn add_product(&self, base_output: &Array, inner: &Array) -> Result<Array> {
+        let b = self.b.as_dtype(inner.dtype())?;
+        let (mut inner, mut scale) = (rows(inner)?, self.scale as f32);
+        if inner.dtype() != Dtype::Float32 {
+            // Where traffic counts: the gradient of a scaled product scales the whole gradient of the output.
+            let scaled = inner.as_dtype(Dtype::Float32)?.multiply(Array::from_f32(scale))?;
+            (inner, scale) = (scaled.as_dtype(inner.dtype())?, 1.0);
+        }
         // One product over all rows: MLX would otherwise run one for each batch row.
-        let output = addmm(rows(base_output)?, rows(&inner)?, b, self.scale as f32, None)?;
+        let output = addmm(rows(base_output)?, inner, b, scale, None)?;
         Ok(output.reshape(base_output.shape())?)
+    }
+
+    /// `x A` of several adapters as one product, each `[rows, rank]`: reading `x` is most of the work.
+    pub(crate) fn inner_together(adapters: &[&LoraAdapter], x: &Array) -> Result<Vec<Array>> {
+        let narrowed: Vec<Array> = adapters
+            .iter()
+            .map(|adapter| adapter.a.as_dtype(x.dtype()))
+            .collect::<Result<_, _>>()?;
+        let all = rows(x)?.matmul(concatenate(&narrowed, 1)?)?; // [rows, sum of ranks]
+        let ends: Vec<i32> = adapters
+            .iter()
+            .scan(0, |end, adapter| {
+                *end += adapter.rank() as i32;
+                Some(*end)
+            })
+            .collect();
+        Ok(all.split_at_indices(&ends[..ends.len() - 1], -1)?)
     }
 
     /// DoRA's factor for each output; the identity for LoRA.

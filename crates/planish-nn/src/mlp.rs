@@ -1,10 +1,10 @@
 use mlx_rs::ops::sigmoid;
-use planish_mlx::Array;
+use planish_mlx::{Array, Dtype, ops, transforms};
 
 use crate::dropout::DropoutKeys;
-use crate::native::{self, Kernels};
+use crate::native::{self, Kernels, only};
 use crate::parameters::{Parameters, Visitor, join};
-use crate::{Linear, Result};
+use crate::{Error, Linear, Result};
 
 /// The gated feed-forward network: `down(silu(gate(x)) · up(x))`, `silu(z) = z · sigmoid(z)`.
 ///
@@ -25,10 +25,38 @@ impl SwiGlu {
         if self.kernels.is_native() {
             return self.down.forward_with(&native::swiglu(&gate, &up)?, keys);
         }
-        // Written out: the silu of mlx-rs is a compiled function, which calls a C++ compiler at run time on the CPU.
-        let inner = gate.multiply(sigmoid(&gate)?)?.multiply(up)?;
+        let inner = match gate.dtype() {
+            Dtype::Float32 => gated(&gate, &up)?,
+            _ => gated_again(&gate, &up)?,
+        };
         self.down.forward_with(&inner, keys)
     }
+}
+
+/// `silu(gate) · up`.
+fn gated(gate: &Array, up: &Array) -> Result<Array> {
+    // Written out: the silu of mlx-rs is a compiled function, which calls a C++ compiler at run time on the CPU.
+    Ok(gate.multiply(sigmoid(gate)?)?.multiply(up)?)
+}
+
+/// The same, keeping only `gate` and `up` for the backward pass: what else it needs is cheap to compute again, and as wide.
+///
+/// `∂up = c · silu(gate)`, `∂gate = c · up · s · (1 + gate · (1 − s))`, `s = sigmoid(gate)`, `c` the gradient of the output.
+fn gated_again(gate: &Array, up: &Array) -> Result<Array> {
+    let forward = |inputs: &[Array]| Ok::<_, Error>(vec![gated(&inputs[0], &inputs[1])?]);
+    let backward = |inputs: &[Array], cotangents: &[Array], _: &[Array]| {
+        let (up, cotangent) = (&inputs[1], &cotangents[0]);
+        // Apart from the forward pass, and from each other: each becomes one fused kernel in a trace, which shares nothing
+        // that it would have to write down.
+        let gate = ops::after(&inputs[0], std::slice::from_ref(cotangent))?;
+        let of_up = cotangent.multiply(gate.multiply(sigmoid(&gate)?)?)?;
+        let gate = ops::after(&inputs[0], std::slice::from_ref(&of_up))?;
+        let (s, one) = (sigmoid(&gate)?, Array::from_f32(1.0).as_dtype(gate.dtype())?);
+        let slope = s.multiply(one.add(gate.multiply(one.subtract(&s)?)?)?)?;
+        Ok(vec![cotangent.multiply(up)?.multiply(slope)?, of_up])
+    };
+    let outputs = transforms::custom_vjp(forward, backward, &[gate.clone(), up.clone()])?;
+    only(outputs)
 }
 
 impl Parameters for SwiGlu {
@@ -36,5 +64,31 @@ impl Parameters for SwiGlu {
         self.gate.visit(&join(path, "gate_proj"), visitor);
         self.up.visit(&join(path, "up_proj"), visitor);
         self.down.visit(&join(path, "down_proj"), visitor);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use planish_mlx::transforms::value_and_grad;
+
+    use super::*;
+
+    #[test]
+    fn gradient_rule_equals_differentiation() {
+        let values = |seed: u64| {
+            let key = mlx_rs::random::key(seed).unwrap();
+            mlx_rs::random::uniform::<_, f32>(-4.0, 4.0, &[3, 50], &key).unwrap()
+        };
+        let arguments = [values(1), values(2)];
+        let gradients = |function: fn(&Array, &Array) -> Result<Array>| {
+            let weights = values(3);
+            let objective = |a: &[Array]| Ok::<_, Error>(vec![function(&a[0], &a[1])?.multiply(&weights)?.sum(false)?]);
+            value_and_grad(objective, &arguments, &[0, 1]).unwrap()
+        };
+        let ((value, rule), (expected, plain)) = (gradients(gated_again), gradients(gated));
+        assert_eq!(value[0].item_exact::<f32>(), expected[0].item_exact::<f32>());
+        for (one, other) in rule.iter().zip(&plain) {
+            assert!(one.all_close(other, 1e-5, 1e-6, None).unwrap());
+        }
     }
 }
