@@ -57,6 +57,8 @@ pub struct TrainOptions {
     pub activation_checkpointing: bool,
     /// Whether updates are traced once a shape and compiled.
     pub compile: Compile,
+    /// Set the next compiled update going before the last is read, so that the device does not wait. Adapters only.
+    pub launch_ahead: bool,
     /// Try one update at the largest shape first, and refuse what does not fit in memory.
     pub preflight: bool,
     /// The update rule.
@@ -200,6 +202,7 @@ impl Default for TrainOptions {
             seed: 0,
             activation_checkpointing: false,
             compile: Compile::Auto,
+            launch_ahead: true,
             preflight: false,
             rule: Rule::adamw(),
             groups: Groups::default(),

@@ -31,22 +31,36 @@ pub fn timed_steps(
         options,
         weights: &weights,
     };
-    let mut updates = Updates::new(model, &Sft, &about)?;
     let mut random = ChaCha8Rng::seed_from_u64(options.seed);
     let vocab_size = model.config().vocab_size;
-    let mut window = random_window(rows, length, vocab_size, &mut random);
+    let mut updates = Updates::new(model, &Sft, &about)?;
+    let mut launch = |step: usize, updates: &mut Updates| {
+        let window = random_window(rows, length, vocab_size, &mut random);
+        let place = Place {
+            step,
+            learning_rate: options.learning_rate,
+            counts: true,
+        };
+        let started = Instant::now();
+        let launched = updates.launch(model, &mut optimizer, &window, &Sft, &about, place)?;
+        Ok::<_, Error>((window, launched, started))
+    };
+    let mut ahead = None;
+    let mut last_read: Option<Instant> = None;
     (0..count)
         .map(|step| {
-            let started = Instant::now();
-            let place = Place {
-                step,
-                learning_rate: options.learning_rate,
-                counts: true,
+            let (window, launched, mut started) = match ahead.take() {
+                Some(launched) => launched,
+                None => launch(step, &mut updates)?,
             };
-            let launched = updates.launch(model, &mut optimizer, &window, &Sft, &about, place)?;
-            let next = random_window(rows, length, vocab_size, &mut random);
-            let window = std::mem::replace(&mut window, next);
+            if updates.are_traced() && options.launch_ahead && step + 1 < count {
+                ahead = Some(launch(step + 1, &mut updates)?);
+            }
             let (losses, _) = launched.read(&window, &Sft, &about)?;
+            if let Some(last) = last_read.filter(|last| *last > started) {
+                started = last; // it was waited for behind another
+            }
+            last_read = Some(Instant::now());
             Ok(TimedStep {
                 seconds: started.elapsed().as_secs_f64(),
                 loss: losses.loss(options.reduction),

@@ -56,6 +56,9 @@ pub(crate) struct Args {
     /// Trace and compile updates on the CPU too, which needs a C++ compiler and `--kernels composed`
     #[arg(long)]
     compile: bool,
+    /// Wait for each compiled update before the next is set going
+    #[arg(long)]
+    no_ahead: bool,
     /// Trained positions whose logits exist at one time [default: as many as take 256 MiB, on a GPU 512 MiB]
     #[arg(long, value_name = "N")]
     chunk_tokens: Option<usize>,
@@ -145,6 +148,7 @@ fn training(args: &Args, device: DeviceInUse, model: &mut Model) -> Result<()> {
             (_, true) => Compile::Off,
             _ => Compile::Auto,
         },
+        launch_ahead: !args.no_ahead,
         chunk_tokens: args.chunk_tokens,
         ..TrainOptions::default()
     };

@@ -331,6 +331,7 @@ impl<'a> UnderWay<'a> {
         let step = self.position.step + 1;
         let is_due = |every: Option<usize>| every.is_some_and(|n| step.is_multiple_of(n));
         self.updates.are_traced()
+            && options.launch_ahead
             && options.tuning != Tuning::Full
             && step < self.schedule.total_steps
             && !self.setup.stop.is_set()

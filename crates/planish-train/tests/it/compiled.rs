@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use planish_core::run_config::RunConfig;
 use planish_loss::TokenLossOptions;
+use planish_mlx::Dtype;
 use planish_nn::{Kernels, LoadOptions, LoraConfig, LoraMethod, Model};
 use planish_train::optimizer::{Adafactor, Adam, Groups, Lion, Muon, Rule, Sgd};
 use planish_train::{
@@ -255,6 +256,39 @@ fn random_tokens_of_the_benchmark_give_the_same_losses() {
 }
 
 #[test]
+fn updates_in_16_bits_give_the_same_losses() {
+    if !has_compiler() {
+        return;
+    }
+    let losses = |dtype, compile| {
+        let load = LoadOptions {
+            dtype: Some(dtype),
+            ..LoadOptions::default()
+        };
+        let mut model = Model::load(tiny_dir(), &load).unwrap().0;
+        model.attach_lora(&lora(), 0).unwrap();
+        let options = TrainOptions { compile, ..six_steps() };
+        let steps = timed_steps(&mut model, (2, 24), &options, 4).unwrap();
+        assert!(
+            model
+                .trainables()
+                .iter()
+                .all(|(_, value)| value.dtype() == Dtype::Float32)
+        );
+        steps.iter().map(|step| step.loss).collect::<Vec<_>>()
+    };
+    let exact = losses(Dtype::Float32, Compile::Off);
+    let (plain, compiled) = (
+        losses(Dtype::Bfloat16, Compile::Off),
+        losses(Dtype::Bfloat16, Compile::On),
+    );
+    for ((a, b), c) in plain.iter().zip(&compiled).zip(&exact) {
+        assert!((a / b - 1.0).abs() < 3e-3, "{plain:?} {compiled:?}");
+        assert!((b / c - 1.0).abs() < 1e-2, "{compiled:?} {exact:?}");
+    }
+}
+
+#[test]
 fn events_and_files_come_in_the_same_order() {
     if !has_compiler() {
         return;
@@ -334,7 +368,8 @@ fn activation_checkpointing_lowers_the_peak_of_compiled_updates() {
     }
     let peak = |activation_checkpointing| {
         let mut model = tiny_model();
-        model.attach_lora(&lora(), 0).unwrap();
+        let dropping = LoraConfig { dropout: 0.1, ..lora() };
+        model.attach_lora(&dropping, 0).unwrap();
         let options = TrainOptions {
             compile: Compile::On,
             activation_checkpointing,
@@ -352,7 +387,8 @@ fn activation_checkpointing_lowers_the_peak_of_compiled_updates() {
         kept / 1e6,
         again / 1e6
     );
-    assert!(again < 0.75 * kept, "{again} of {kept}");
+    // Measured 0.60; 0.71 where blocks may be computed again at any time.
+    assert!(again < 0.66 * kept, "{again} of {kept}");
 }
 
 #[test]
