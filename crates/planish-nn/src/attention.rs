@@ -3,6 +3,7 @@ use planish_mlx::Array;
 
 use crate::cache::LayerCache;
 use crate::dropout::DropoutKeys;
+use crate::joint::Joint;
 use crate::mask::{MaskRule, ReadyMask};
 use crate::native::{self, Kernels};
 use crate::parameters::{Parameters, Visitor, join};
@@ -20,6 +21,8 @@ pub(crate) struct Attention {
     pub(crate) key: Linear,
     pub(crate) value: Linear,
     pub(crate) output: Linear,
+    /// Weights of query, key and value once more, as one matrix, of which they are views.
+    pub(crate) joint: Option<Joint>,
     /// Norms over each head's q and k, before the rotation.
     pub(crate) query_norm: Option<RmsNorm>,
     pub(crate) key_norm: Option<RmsNorm>,
@@ -41,7 +44,8 @@ impl Attention {
     /// `x` `[b, s, d]` → `[b, s, d]`.
     pub(crate) fn forward(&self, x: &Array, position: Position<'_>, keys: Option<&DropoutKeys>) -> Result<Array> {
         let (rows, length) = (x.dim(0), x.dim(1));
-        let [query, key, value] = Linear::forward_together([&self.query, &self.key, &self.value], x, keys)?;
+        let layers = [&self.query, &self.key, &self.value];
+        let [query, key, value] = Joint::forward_layers(self.joint.as_ref(), layers, x, keys)?;
         if self.kernels.is_native() && position.cache.is_none() && position.offset == 0 {
             let attended = self.attend_natively(&query, &key, &value, position.mask)?;
             return self.output.forward_with(&attended, keys);

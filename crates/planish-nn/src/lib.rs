@@ -22,6 +22,7 @@ mod embedding;
 mod error;
 mod families;
 pub mod generate;
+mod joint;
 mod linear;
 mod lora;
 mod mask;

@@ -123,7 +123,7 @@ impl Linear {
     }
 
     /// The adapters, where all layers have a plain one that reads `x` as it is; in 16 bits, where traffic counts.
-    fn adapters_to_share<'a>(
+    pub(crate) fn adapters_to_share<'a>(
         layers: &[&'a Linear],
         x: &Array,
         keys: Option<&DropoutKeys>,

@@ -210,13 +210,18 @@ impl LoraAdapter {
         Ok(output.reshape(base_output.shape())?)
     }
 
-    /// `x A` of several adapters as one product, each `[rows, rank]`: reading `x` is most of the work.
-    pub(crate) fn inner_together(adapters: &[&LoraAdapter], x: &Array) -> Result<Vec<Array>> {
+    /// `x A` of several adapters as one product, `[rows, sum of ranks]`: reading `x` is most of the work.
+    pub(crate) fn all_inner(adapters: &[&LoraAdapter], x: &Array) -> Result<Array> {
         let narrowed: Vec<Array> = adapters
             .iter()
             .map(|adapter| adapter.a.as_dtype(x.dtype()))
             .collect::<Result<_, _>>()?;
-        let all = rows(x)?.matmul(concatenate(&narrowed, 1)?)?; // [rows, sum of ranks]
+        Ok(rows(x)?.matmul(concatenate(&narrowed, 1)?)?)
+    }
+
+    /// The same cut into the parts of the adapters, each `[rows, rank]`.
+    pub(crate) fn inner_together(adapters: &[&LoraAdapter], x: &Array) -> Result<Vec<Array>> {
+        let all = Self::all_inner(adapters, x)?;
         let ends: Vec<i32> = adapters
             .iter()
             .scan(0, |end, adapter| {

@@ -9,6 +9,7 @@ use planish_mlx::device::{self, DeviceKind};
 use planish_mlx::{Array, Dtype};
 
 use crate::decoder::{Decoder, TrainingPass};
+use crate::joint::Joint;
 use crate::lora::LoraAdapter;
 use crate::native::Kernels;
 use crate::parameters::{Parameters, Trainable};
@@ -333,6 +334,33 @@ impl Model {
         let mut decoder = self.decoder.clone();
         decoder.visit("", &mut |_, _, array| arrays.push(array.clone()));
         Ok(mlx_rs::transforms::eval(&arrays)?)
+    }
+
+    /// A copy for training adapters that multiplies by the weights of query, key and value at once.
+    ///
+    /// They are laid end to end, and this model's become views of them. The copy must not outlive a change of these weights.
+    /// In f32, and where the weights themselves train, it is an ordinary copy.
+    ///
+    /// # Errors
+    /// [`Error::Mlx`].
+    pub fn joined(&mut self) -> Result<Model> {
+        if self.dtype == Dtype::Float32 || self.trainable != Trainable::Adapters {
+            return Ok(self.clone());
+        }
+        let mut joints = Vec::new();
+        for block in &mut self.decoder.blocks {
+            let attention = &mut block.attention;
+            joints.push(Joint::of([
+                &mut attention.query,
+                &mut attention.key,
+                &mut attention.value,
+            ])?);
+        }
+        let mut copy = self.clone();
+        for (block, joint) in copy.decoder.blocks.iter_mut().zip(joints) {
+            block.attention.joint = joint;
+        }
+        Ok(copy)
     }
 
     /// Paths of the linear layers that can take an adapter, in the order of the computation; the head only where it has a

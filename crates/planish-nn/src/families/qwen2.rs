@@ -17,6 +17,7 @@ pub(super) fn block(config: &ModelConfig, rope: &Rope, weights: &mut Weights<'_>
             key: weights.linear(&format!("{path}.self_attn.k_proj"), true)?,
             value: weights.linear(&format!("{path}.self_attn.v_proj"), true)?,
             output: weights.linear(&format!("{path}.self_attn.o_proj"), false)?,
+            joint: None,
             query_norm: None,
             key_norm: None,
             n_heads: config.n_heads as i32,

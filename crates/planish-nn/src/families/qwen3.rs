@@ -17,6 +17,7 @@ pub(super) fn block(config: &ModelConfig, rope: &Rope, weights: &mut Weights<'_>
             key: weights.linear(&format!("{path}.self_attn.k_proj"), config.attention_qkv_bias)?,
             value: weights.linear(&format!("{path}.self_attn.v_proj"), config.attention_qkv_bias)?,
             output: weights.linear(&format!("{path}.self_attn.o_proj"), config.attention_output_bias)?,
+            joint: None,
             query_norm: Some(weights.rms_norm(&format!("{path}.self_attn.q_norm"))?),
             key_norm: Some(weights.rms_norm(&format!("{path}.self_attn.k_norm"))?),
             n_heads: config.n_heads as i32,

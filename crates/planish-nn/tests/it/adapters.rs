@@ -2,8 +2,9 @@
 
 use planish_checkpoint::adapter::{Adapter, Method};
 use planish_checkpoint::tensors::HostTensor;
+use planish_core::model_config::ModelConfig;
 use planish_core::target_modules::{Blocks, PerModule, TargetModules};
-use planish_mlx::host;
+use planish_mlx::{Dtype, host};
 use planish_nn::{Error, LoraConfig, LoraMethod, LoraScale, Model, Trainable};
 
 use crate::{largest, logits, max_difference, small_random, tiny_llama};
@@ -47,6 +48,30 @@ fn fresh_dora_equals_the_base_within_rounding() {
         .unwrap();
     let after = logits(&model, &[&TEXT]);
     assert!(max_difference(&before, &after) < 1e-6 * largest(&before));
+}
+
+fn random_of(family: &str, dtype: Dtype) -> Model {
+    let json = format!(
+        r#"{{"model_type": "{family}", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50}}"#
+    );
+    let config = ModelConfig::from_json_str(&json, "config.json".as_ref()).unwrap();
+    Model::random(&config, dtype, 1).unwrap()
+}
+
+#[test]
+fn joined_model_equals_its_original_and_leaves_it_as_it_was() {
+    for family in ["llama", "qwen2", "qwen3"] {
+        let mut model = random_of(family, Dtype::Bfloat16);
+        model.attach_lora(&LoraConfig::default(), 1).unwrap();
+        disturb(&mut model);
+        let before = logits(&model, &[&TEXT]);
+        let joined = model.joined().unwrap();
+        assert_eq!(before, logits(&model, &[&TEXT]), "{family}: views hold what was there");
+        let after = logits(&joined, &[&TEXT]);
+        // Another product, rounded to 8 bits.
+        assert!(max_difference(&before, &after) < 2e-2 * largest(&before), "{family}");
+    }
 }
 
 #[test]
