@@ -40,4 +40,5 @@ pub use preflight::MemoryEstimate;
 pub use recipes::Recipe;
 pub use resume::{Identity, Resume};
 pub use timed_steps::{TimedStep, timed_steps};
+pub use traced::compiles_updates;
 pub use trainer::Trainer;

@@ -8,7 +8,8 @@ use planish_mlx::transforms::{Compiled, value_and_grad};
 use planish_nn::{Kernels, Model, Training};
 
 use crate::optimizer::{Gradients, Optimizer};
-use crate::options::{Compat, Compile, TrainOptions};
+use crate::options::{Compat, Compile, TrainOptions, Tuning};
+use crate::recipes::sft::Sft;
 use crate::recipes::{Objective, Outcome};
 use crate::update::Place;
 use crate::{Error, Result, clip};
@@ -89,9 +90,19 @@ pub(crate) fn is_wanted(model: &Model, objective: &dyn Objective, options: &Trai
     }
 }
 
+/// Whether supervised updates of `model` with these options are traced and compiled on the default device.
+///
+/// # Errors
+/// [`Error::Config`] when they shall be and cannot.
+pub fn compiles_updates(model: &Model, options: &TrainOptions) -> Result<bool> {
+    is_wanted(model, &Sft, options)
+}
+
 /// The traced functions of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Traces {
+    /// The model that the traces are made of, where its weights do not train.
+    joined: Option<Model>,
     gradients: BTreeMap<Signature, Compiled<Error>>,
     apply: Option<Compiled<Error>>,
 }
@@ -112,7 +123,7 @@ impl Traces {
     /// Objective, items and gradients of a micro-batch.
     pub(crate) fn gradients(
         &mut self,
-        model: &Model,
+        model: &mut Model,
         optimizer: &Optimizer,
         batch: &Arguments,
         dropout_key: &Array,
@@ -123,6 +134,12 @@ impl Traces {
             std::collections::btree_map::Entry::Vacant(place) => {
                 // What is not computed when a trace is made, every call of it would compute again.
                 model.materialize()?;
+                let model = match options.tuning {
+                    // Nothing may hold the weights that the run began with.
+                    Tuning::Full => &*model,
+                    Tuning::Adapters(_) if self.joined.is_none() => self.joined.insert(model.joined()?),
+                    Tuning::Adapters(_) => self.joined.as_ref().unwrap_or(model),
+                };
                 place.insert(gradients_of(model, optimizer, batch, options)?)
             }
         };

@@ -8,7 +8,7 @@ use planish_mlx::{Dtype, memory};
 use planish_nn::generate::{GenerateOptions, generate};
 use planish_nn::{Kernels, LoadOptions, LoraConfig, Model};
 use planish_train::optimizer::{Adam, Rule};
-use planish_train::{Compile, TimedStep, TrainOptions, timed_steps};
+use planish_train::{Compile, TimedStep, TrainOptions, compiles_updates, timed_steps};
 use serde_json::json;
 
 use crate::model::{self, DeviceInUse};
@@ -156,7 +156,12 @@ fn training(args: &Args, device: DeviceInUse, model: &mut Model) -> Result<()> {
     let steps = timed_steps(model, (args.batch, args.seq), &options, args.steps as usize)?;
     let median = median(steps[WARM_UP..].iter().map(|step| step.seconds).collect());
     let speed = (args.batch * args.seq) as f64 / median;
-    let work = format!("B{} T{}", args.batch, args.seq);
+    let compiled = if compiles_updates(model, &options)? {
+        " compiled"
+    } else {
+        ""
+    };
+    let work = format!("B{} T{}{compiled}", args.batch, args.seq);
     print(args, device, model, &work, speed, median, &steps)
 }
 
