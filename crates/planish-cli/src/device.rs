@@ -99,6 +99,6 @@ fn announce(backend: Backend) {
     output::note(match backend {
         Backend::Cpu => "measuring the processor (once) …",
         Backend::Metal => "checking the GPU against the processor (once; the first use of Metal may compile) …",
-        Backend::Cuda => "checking the GPU against the processor (once; its first use compiles kernels, 30 to 75 s) …",
+        Backend::Cuda => "checking the GPU against the processor (once; its first use compiles kernels, about 35 s) …",
     });
 }
