@@ -277,7 +277,7 @@ settings! {
         beta: f64 = 0.1,
         /// Factor of the odds-ratio term of `orpo`.
         lambda: f64 = 0.1,
-        /// Trained positions whose logits exist at one time. Unset: all up to 256 MiB of logits (on a GPU 512 MiB), else as many as take that, at most 1024.
+        /// Trained positions whose logits exist at one time. Unset: all up to 128 MiB of logits (on a GPU 512 MiB), else as many as take that, at most 1024.
         chunk_tokens: Option<usize> = None,
         /// Share of the target that is spread over the whole vocabulary, from 0 to below 1; for `dpo` the share of pairs that
         /// are labelled the wrong way round, below 0.5.

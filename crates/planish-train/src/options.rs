@@ -77,7 +77,7 @@ pub struct TrainOptions {
     pub clip_norm: Option<f64>,
     /// Label smoothing and z-loss.
     pub loss: TokenLossOptions,
-    /// Trained positions whose logits exist at one time; `None`: all up to 256 MiB of
+    /// Trained positions whose logits exist at one time; `None`: all up to 128 MiB of
     /// logits (on a GPU 512 MiB), else as many as take that, at most 1024.
     pub chunk_tokens: Option<usize>,
     /// Distrust weighting.

@@ -18,7 +18,7 @@ use crate::update::Place;
 use crate::{Error, Result, clip, seeds};
 
 /// Logits of a chunk may take this much before chunks get smaller.
-pub(crate) const LOGITS_BYTES: usize = 256 << 20;
+pub(crate) const LOGITS_BYTES: usize = 128 << 20;
 /// The same on a GPU, where products of 1024 rows are faster than of half as many.
 const LOGITS_BYTES_GPU: usize = 512 << 20;
 /// A chunk on a GPU that does not hold everything is a multiple of this.
@@ -349,7 +349,7 @@ mod tests {
         assert_eq!(automatic_chunk(500, 32_000), 500);
         assert_eq!(automatic_chunk(0, 32_000), 1);
         assert_eq!(automatic_chunk(4096, 32_000), 1024);
-        assert_eq!(automatic_chunk(4096, 131_072), 512);
+        assert_eq!(automatic_chunk(4096, 131_072), 256);
         assert_eq!(automatic_chunk(10, 1 << 40), 1);
         assert_eq!(gpu_chunk(4096, 128_256), 1024);
         assert_eq!(gpu_chunk(4096, 151_936), 768);

@@ -59,7 +59,7 @@ pub(crate) struct Args {
     /// Wait for each compiled update before the next is set going
     #[arg(long)]
     no_ahead: bool,
-    /// Trained positions whose logits exist at one time [default: as many as take 256 MiB, on a GPU 512 MiB]
+    /// Trained positions whose logits exist at one time [default: as many as take 128 MiB, on a GPU 512 MiB]
     #[arg(long, value_name = "N")]
     chunk_tokens: Option<usize>,
     /// Device
