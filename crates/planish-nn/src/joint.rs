@@ -70,7 +70,9 @@ impl Joint {
                 Some(*end)
             })
             .collect();
-        Ok(y.split_at_indices(&ends[..ends.len() - 1], -1)?)
+        // Copies: with views in their place, the losses of MLX's CUDA backend were NaN now and then (0.32.2, H100).
+        let parts = y.split_at_indices(&ends[..ends.len() - 1], -1)?;
+        Ok(parts.iter().map(Array::contiguous).collect::<Result<_, _>>()?)
     }
 
     /// [`Linear::forward_together`], by one product where there is one and the adapters allow it.

@@ -159,8 +159,8 @@ fn training_step(step: &StepReport) -> String {
     match &step.failure {
         Some(failure) => format!("{}, {precision}: {failure}", step.backend),
         None => format!(
-            "{}, {precision}: {word} the processor: loss off by {:.1e}, gradients by {:.1e} at most ({})",
-            step.backend, step.loss_error, step.gradient_error, step.worst
+            "{}, {precision}: {word} the processor: loss off by {:.1e}, gradients by {:.1e} at most ({}); {} updates in bf16: loss off by {:.1e}",
+            step.backend, step.loss_error, step.gradient_error, step.worst, step.updates, step.update_error
         ),
     }
 }

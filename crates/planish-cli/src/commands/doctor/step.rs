@@ -1,4 +1,5 @@
-//! A training step on a GPU against the same step on the processor: the loss and every gradient.
+//! A training step on a GPU against the same step on the processor: the loss and every gradient; then some updates as a run
+//! makes them there, in bf16 and compiled.
 //!
 //! The probe compares single operations; this compares what they make together. It runs in a child process, because a bad
 //! driver ends the process it lives in.
@@ -14,6 +15,7 @@ use planish_loss::{TokenLossOptions, cross_entropy};
 use planish_mlx::device::{self, DeviceKind};
 use planish_mlx::{Array, Dtype, host, transforms};
 use planish_nn::{AttentionMask, LoraConfig, Model, Training};
+use planish_train::{TrainOptions, timed_steps};
 use serde::{Deserialize, Serialize};
 
 /// The hidden subcommand of the child.
@@ -22,6 +24,9 @@ pub(crate) const STEP_COMMAND: &str = "__step";
 const BOUND: f64 = 1e-3;
 /// TF32 keeps 10 bits of each factor, and the error of one layer goes on into the next.
 const TF32_BOUND: f64 = 2e-2;
+/// bf16 keeps 8 bits of weights and activations.
+const BF16_BOUND: f64 = 1e-2;
+const UPDATES: usize = 8;
 const ROWS: usize = 2;
 /// CUDA's fused attention has its backward for multiples of this.
 const LENGTH: usize = 128;
@@ -58,6 +63,10 @@ pub(super) struct StepReport {
     /// The array with that error.
     pub(super) worst: String,
     pub(super) gradients: usize,
+    /// Updates in bf16 that followed.
+    pub(super) updates: usize,
+    /// Largest difference of their losses from those of f32 on the processor, relative.
+    pub(super) update_error: f64,
     /// Why there are no numbers.
     pub(super) failure: Option<String>,
 }
@@ -124,9 +133,11 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<()> {
     device::set_default(DeviceKind::Cpu)?;
     let mut model = model()?;
     let expected = step(&mut model)?;
+    let expected_losses = losses(Dtype::Float32, DeviceKind::Cpu)?;
     device::set_default(kind)?;
     let found = step(&mut model)?;
-    let report = judge(backend, &found, &expected);
+    let mut report = judge(backend, &found, &expected);
+    judge_updates(&mut report, &losses(Dtype::Bfloat16, kind)?, &expected_losses);
     Ok(write_atomic(&args.report, serde_json::to_string(&report)?.as_bytes())?)
 }
 
@@ -185,6 +196,34 @@ fn step(model: &mut Model) -> Result<Step> {
     })
 }
 
+/// Losses of updates on random tokens.
+fn losses(dtype: Dtype, kind: DeviceKind) -> Result<Vec<f64>> {
+    device::set_default(DeviceKind::Cpu)?;
+    let config = ModelConfig::from_json_str(MODEL, Path::new("the model of planish doctor"))?;
+    let mut model = Model::random(&config, dtype, SEED)?;
+    model.attach_lora(&LoraConfig::default(), SEED)?;
+    device::set_default(kind)?;
+    let options = TrainOptions {
+        learning_rate: 1e-3,
+        ..TrainOptions::default()
+    };
+    let steps = timed_steps(&mut model, (ROWS, LENGTH), &options, UPDATES)?;
+    Ok(steps.iter().map(|step| step.loss).collect())
+}
+
+fn judge_updates(report: &mut StepReport, found: &[f64], expected: &[f64]) {
+    report.updates = found.len();
+    let off = found
+        .iter()
+        .zip(expected)
+        .map(|(found, expected)| (found / expected - 1.0).abs());
+    // A NaN is the worst of all, and JSON has none.
+    report.update_error = off.fold(0.0, |most, off| if off.is_finite() { off.max(most) } else { f64::MAX });
+    if report.update_error == f64::MAX {
+        report.failure = Some("losses of updates in bf16 are not finite".to_owned());
+    }
+}
+
 fn judge(backend: Backend, found: &Step, expected: &Step) -> StepReport {
     let mut report = StepReport {
         backend: backend.name().to_owned(),
@@ -236,12 +275,15 @@ impl StepReport {
             gradient_error: 0.0,
             worst: String::new(),
             gradients: 0,
+            updates: 0,
+            update_error: 0.0,
             failure: None,
         }
     }
 
     fn is_within(&self, bound: f64) -> bool {
-        self.failure.is_none() && self.gradients > 0 && self.loss_error <= bound && self.gradient_error <= bound
+        let is_step = self.gradients > 0 && self.loss_error <= bound && self.gradient_error <= bound;
+        self.failure.is_none() && is_step && self.update_error <= BF16_BOUND
     }
 }
 
@@ -280,6 +322,32 @@ mod tests {
         let nan = judged(&of(7.0, &[f32::NAN, -4.0]));
         assert!(!nan.passed && nan.failure.is_some() && serde_json::to_string(&nan).is_ok());
         assert!(!judged(&of(f64::NAN, &[1.0, -4.0])).passed);
+    }
+
+    #[test]
+    fn updates_that_are_off_or_not_finite_fail() {
+        let judged = |found: &[f64]| {
+            let step = of(7.0, &[1.0]);
+            let mut report = judge(Backend::Cuda, &step, &step);
+            judge_updates(&mut report, found, &[7.0, 6.0]);
+            report.is_within(BOUND)
+        };
+        assert!(judged(&[7.01, 6.01]));
+        assert!(!judged(&[7.01, 6.1]));
+        assert!(!judged(&[f64::NAN, 6.0]));
+    }
+
+    #[test]
+    fn bf16_updates_follow_f32() {
+        let (f32, bf16) = (
+            losses(Dtype::Float32, DeviceKind::Cpu).unwrap(),
+            losses(Dtype::Bfloat16, DeviceKind::Cpu).unwrap(),
+        );
+        let mut report = StepReport::nothing();
+        judge_updates(&mut report, &bf16, &f32);
+        assert_eq!(report.updates, UPDATES);
+        assert!(report.update_error <= BF16_BOUND, "{}", report.update_error);
+        assert!(f32[UPDATES - 1] != f32[0]);
     }
 
     #[test]
