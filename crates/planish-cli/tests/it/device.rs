@@ -237,7 +237,7 @@ fn a_killed_run_leaves_no_probe_behind() {
     let pipe = dir.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let script = format!(
-        "'{}' __probe cpu '{}' 7 & echo $! > '{1}.pid'; sleep 600",
+        "'{}' __probe cpu '{}' 7 & echo $! > '{1}.pid'; exec sleep 600",
         env!("CARGO_BIN_EXE_planish"),
         text(&pipe)
     );
