@@ -263,7 +263,10 @@ impl Probe {
         for (name, inputs, op) in cases {
             if name == "quantized_matmul" && self.compiles_on_use {
                 // 57 s of a whole minute and a half on an H100, and training multiplies by dequantised weights.
-                report(sink, skipped("ops.quantized_matmul", "its first use compiles for a minute"))?;
+                report(
+                    sink,
+                    skipped("ops.quantized_matmul", "its first use compiles for a minute"),
+                )?;
                 continue;
             }
             passed &= report(
