@@ -1,12 +1,14 @@
 //! What a training run computes with.
 
 use anyhow::Result;
-use planish_core::run_config::{KernelChoice, LoraInit, LoraMethod, RunConfig};
+use planish_core::run_config::{Compat, KernelChoice, LoraInit, LoraMethod, RunConfig};
 use planish_nn::Kernels;
 
 /// What the configuration asks for, or the fastest on the chosen device that can train what shall be trained.
 pub(crate) fn for_training(config: &RunConfig) -> Result<Kernels> {
     Ok(match config.model.kernels {
+        // Its arithmetic is that of MLX's operations.
+        KernelChoice::Auto if config.train.compat == Compat::MlxLm => Kernels::Composed,
         // DoRA needs the norms of the weights in every step, PiSSA and full fine-tuning change the weights.
         KernelChoice::Auto if config.lora.method == LoraMethod::Lora && config.lora.init == LoraInit::Zero => {
             Kernels::fastest()?
