@@ -266,11 +266,11 @@ mod tests {
             logits: vec![9.0, 8.0, 7.0, 6.0, 5.0, 4.99, 1.0],
         };
         let found = |ids: [u32; 5]| ids.map(|id| (id, 0.0));
-        assert!(expected.agrees(&found([0, 1, 2, 3, 4])));
-        assert!(expected.agrees(&found([0, 1, 2, 3, 5])));
-        assert!(!expected.agrees(&found([0, 1, 2, 3, 6])));
-        assert!(!expected.agrees(&found([1, 0, 2, 3, 4])));
-        assert!(!expected.agrees(&found([0, 1, 2, 3, 99])));
-        assert!(!expected.agrees(&[]));
+        assert!(expected.agrees(&found([0, 1, 2, 3, 4]), TIE));
+        assert!(expected.agrees(&found([0, 1, 2, 3, 5]), TIE));
+        assert!(!expected.agrees(&found([0, 1, 2, 3, 6]), TIE));
+        assert!(!expected.agrees(&found([1, 0, 2, 3, 4]), TIE));
+        assert!(!expected.agrees(&found([0, 1, 2, 3, 99]), TIE));
+        assert!(!expected.agrees(&[], TIE));
     }
 }
