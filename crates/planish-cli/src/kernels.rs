@@ -19,3 +19,18 @@ pub(crate) fn for_training(config: &RunConfig) -> Result<Kernels> {
         KernelChoice::NativeBf16 => Kernels::NativeBf16,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parity_with_mlx_lm_is_computed_by_mlx_operations() {
+        let config = |compat: &str| {
+            let builder = RunConfig::builder().set(&format!("train.compat={compat}")).unwrap();
+            builder.build().unwrap()
+        };
+        assert_eq!(for_training(&config("mlx-lm")).unwrap(), Kernels::Composed);
+        assert_eq!(for_training(&config("none")).unwrap(), Kernels::fastest().unwrap());
+    }
+}
