@@ -329,15 +329,10 @@ impl Probe {
         time()?; // loads libraries, and brings the matrices to the device
         let begun = Instant::now();
         let mut seconds = vec![time()?];
-        for turn in 1..9 {
-            if begun.elapsed() > LONG {
-                break;
-            }
-            if turn == 2 {
-                seconds.clear();
-            }
+        while seconds.len() < 9 && begun.elapsed() <= LONG {
             seconds.push(time()?);
         }
+        seconds.drain(..2.min(seconds.len() - 1)); // two more to warm up
         seconds.sort_by(f64::total_cmp);
         Ok(2.0 * f64::from(N).powi(3) / seconds[seconds.len() / 2] / 1e9)
     }

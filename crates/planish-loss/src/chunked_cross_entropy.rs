@@ -64,10 +64,7 @@ where
     let losses = chunked(hidden, head, positions, chunk_tokens, &|logits, targets| {
         logit_loss(logits, targets, options)
     })?;
-    Ok(TokenLoss {
-        objective: with_gradient(&losses.objective, &losses.gradient, &losses.states)?,
-        nll: losses.nll,
-    })
+    Ok(losses.carried_by(with_gradient)?)
 }
 
 /// [`chunked_cross_entropy`], written for a function that is [traced](planish_mlx::transforms::Compiled) for a GPU.
@@ -90,10 +87,7 @@ where
     let losses = chunked(hidden, head, positions, chunk_tokens, &|logits, targets| {
         fused_logit_loss(logits, targets, options)
     })?;
-    Ok(TokenLoss {
-        objective: with_gradient_rule(&losses.objective, &losses.gradient, &losses.states)?,
-        nll: losses.nll,
-    })
+    Ok(losses.carried_by(with_gradient_rule)?)
 }
 
 /// [`chunked_cross_entropy`] with logits turned into losses and gradients by one vectorised kernel on the CPU.
@@ -116,10 +110,7 @@ where
         return chunked_cross_entropy(hidden, head, positions, chunk_tokens, options);
     }
     let losses = chunked(hidden, head, positions, chunk_tokens, &native_logit_loss)?;
-    Ok(TokenLoss {
-        objective: with_gradient(&losses.objective, &losses.gradient, &losses.states)?,
-        nll: losses.nll,
-    })
+    Ok(losses.carried_by(with_gradient)?)
 }
 
 /// Loss, objective and gradient of each row of logits from logits and targets.
@@ -166,6 +157,16 @@ struct Losses {
     objective: Array,
     gradient: Array,
     states: Array,
+}
+
+impl Losses {
+    /// The loss whose gradient `carry` brings to the states.
+    fn carried_by(self, carry: fn(&Array, &Array, &Array) -> Result<Array>) -> Result<TokenLoss> {
+        Ok(TokenLoss {
+            objective: carry(&self.objective, &self.gradient, &self.states)?,
+            nll: self.nll,
+        })
+    }
 }
 
 /// An output projection: hidden states `[c, d]` to logits `[c, v]`.

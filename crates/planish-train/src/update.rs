@@ -2,13 +2,13 @@
 
 use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, transforms::eval};
-use planish_data::{Batch, Window};
+use planish_data::Window;
 use planish_nn::Model;
 
 use crate::optimizer::{Gradients, Optimizer};
 use crate::recipes::{About, Objective};
 use crate::traced::{self, Signature, Traces, Update};
-use crate::window::{Applied, WindowLosses, apply, window_gradients};
+use crate::window::{Applied, WindowLosses, apply, trained, window_gradients};
 use crate::{Result, seeds};
 
 /// Sets updates going.
@@ -162,8 +162,4 @@ impl Launched {
         };
         Ok((losses, applied))
     }
-}
-
-fn trained(window: &Window) -> impl Iterator<Item = &Batch> {
-    window.micro_batches.iter().filter(|batch| batch.target_tokens > 0)
 }

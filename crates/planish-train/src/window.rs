@@ -79,8 +79,7 @@ pub(crate) fn window_gradients(
     let outcome = (|| {
         let mut total: Option<(Gradients, Array)> = None;
         let mut losses = WindowLosses::default();
-        let trained = window.micro_batches.iter().filter(|batch| batch.target_tokens > 0);
-        for (index, batch) in trained.enumerate() {
+        for (index, batch) in trained(window).enumerate() {
             let of_batch = objective.of_batch(batch, window, about)?;
             let key = seeds::dropout_key(about.options.seed, step, index)?;
             let training = Training {
@@ -109,6 +108,11 @@ pub(crate) fn window_gradients(
     // The traced function left its own arrays in the model.
     model.set_trainables(&trainables)?;
     outcome
+}
+
+/// The micro-batches that train something.
+pub(crate) fn trained(window: &Window) -> impl Iterator<Item = &Batch> {
+    window.micro_batches.iter().filter(|batch| batch.target_tokens > 0)
 }
 
 /// Clips, updates, and puts the new values into the model; a gradient or loss that is not finite changes nothing.
