@@ -302,10 +302,11 @@ impl Model {
         Ok(())
     }
 
-    /// The trainable arrays with their names, sorted by name. Names are those of the files: `….q_proj.lora_a`, `….weight`.
+    /// The trainable arrays with their names, sorted by name, layer 2 before layer 10. Names are those of the files:
+    /// `….q_proj.lora_a`, `….weight`.
     pub fn trainables(&self) -> Vec<(String, Array)> {
         let mut found = self.decoder.collect(self.trainable);
-        found.sort_by(|(one, _), (other, _)| one.cmp(other));
+        found.sort_by(|(one, _), (other, _)| by_layer(one).cmp(by_layer(other)));
         found
     }
 
@@ -398,12 +399,20 @@ impl Model {
             .map(|(name, _)| name)
             .collect();
         let mut by_name: Vec<usize> = (0..names.len()).collect();
-        by_name.sort_by(|&one, &other| names[one].cmp(&names[other]));
+        by_name.sort_by(|&one, &other| by_layer(&names[one]).cmp(by_layer(&names[other])));
         self.order = vec![0; names.len()];
         for (rank, walk_position) in by_name.into_iter().enumerate() {
             self.order[walk_position] = rank;
         }
     }
+}
+
+/// What names are compared by: numbers by their value.
+///
+/// MLX computes the gradients of a concatenation from its last part to its first. In the order of the layers, a layer's
+/// gradients are computed when the backward pass is there; in another, what they are made of is kept until the end.
+fn by_layer(name: &str) -> impl Iterator<Item = Result<usize, &str>> {
+    name.split('.').map(|word| word.parse().map_err(|_| word))
 }
 
 /// `rules`, and what a file may repeat although the model has it from elsewhere.
