@@ -5,7 +5,7 @@
 //! - [`host`]: typed bytes to arrays and back, one copy each way;
 //! - [`device`] and [`memory`]: what the machine has, what MLX uses;
 //! - [`library`]: where MLX was loaded from and what it was built for;
-//! - [`host_kernel`]: operations of our own on the CPU;
+//! - [`host_kernel`] and [`cuda_kernel`]: operations of our own on the CPU and on NVIDIA GPUs;
 //! - [`ops`]: slices by index lists and key splitting.
 //!
 //! # Threads
@@ -15,6 +15,7 @@
 //! MLX's own error handler ends the process. The first call into this crate replaces it, so every failure is an [`Error`];
 //! [`install_error_handler`] does so explicitly, which a program should do before it touches `mlx-rs`.
 
+pub mod cuda_kernel;
 pub mod device;
 mod error;
 mod handler;
