@@ -17,6 +17,7 @@ pub(crate) fn for_training(config: &RunConfig) -> Result<Kernels> {
         KernelChoice::Composed => Kernels::Composed,
         KernelChoice::Native => Kernels::Native,
         KernelChoice::NativeBf16 => Kernels::NativeBf16,
+        KernelChoice::Fused => Kernels::Fused,
     })
 }
 

@@ -120,7 +120,7 @@ settings! {
     ["model"] model: ModelSettings {
         /// Folder of the base model in the Hugging Face layout (`--model`). Required to train.
         path: Option<PathBuf> = None,
-        /// What computes on the CPU. A GPU always runs MLX's operations.
+        /// What computes the blocks (docs/performance.md).
         kernels: KernelChoice = KernelChoice::Auto,
     }
 
@@ -332,16 +332,18 @@ settings! {
 }
 
 words! {
-    /// What computes a model's blocks on the CPU.
+    /// What computes a model's blocks.
     KernelChoice {
-        /// The fastest for this processor and this kind of training.
+        /// The fastest for this device and this kind of training.
         Auto = "auto",
-        /// Operations of MLX, f32.
+        /// Operations of MLX.
         Composed = "composed",
-        /// Our own kernels, f32.
+        /// Our own kernels for the CPU, f32.
         Native = "native",
-        /// Our own kernels, bf16 weights and products with f32 sums; adapters only.
+        /// Our own kernels for the CPU, bf16 weights and products with f32 sums; adapters only.
         NativeBf16 = "native_bf16",
+        /// Fused blocks in compiled updates, with our own kernels on NVIDIA GPUs; adapters only.
+        Fused = "fused",
     }
 }
 

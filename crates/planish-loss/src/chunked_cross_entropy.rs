@@ -9,6 +9,7 @@ use mlx_rs::{
     transforms::fallible_vjp,
 };
 
+use planish_mlx::cuda_kernel::{self, CudaKernel, Launch};
 use planish_mlx::host_kernel::{OutputSpec, host_kernel};
 use planish_mlx::transforms::custom_vjp;
 
@@ -87,6 +88,29 @@ where
     let losses = chunked(hidden, head, positions, chunk_tokens, &|logits, targets| {
         fused_logit_loss(logits, targets, options)
     })?;
+    Ok(losses.carried_by(with_gradient_rule)?)
+}
+
+/// [`chunked_cross_entropy_traced`] with logits turned into losses and gradients by one kernel on an NVIDIA GPU.
+///
+/// Smoothing and z-loss, and other devices, are computed by [`chunked_cross_entropy_traced`].
+///
+/// # Errors
+/// As there.
+pub fn chunked_cross_entropy_fused<E>(
+    hidden: &Array,
+    head: &Head<'_, E>,
+    positions: &TrainedPositions,
+    chunk_tokens: usize,
+    options: &TokenLossOptions,
+) -> Result<TokenLoss, E>
+where
+    E: From<Error> + std::fmt::Display,
+{
+    if !options.is_plain() || !cuda_kernel::is_supported().map_err(Error::from)? {
+        return chunked_cross_entropy_traced(hidden, head, positions, chunk_tokens, options);
+    }
+    let losses = chunked(hidden, head, positions, chunk_tokens, &cuda_logit_loss)?;
     Ok(losses.carried_by(with_gradient_rule)?)
 }
 
@@ -358,6 +382,42 @@ fn fused_logit_loss(logits: &Array, targets: &Array, options: &TokenLossOptions)
         .subtract(scalar(1.0 - options.label_smoothing))?
         .as_dtype(dtype)?;
     Ok((nll, objective, put_along_axis(&gradient, &index, &at_target, -1)?))
+}
+
+const SOFTMAX_GRADIENT: CudaKernel = CudaKernel {
+    name: "planish_cross_entropy",
+    inputs: &["logits", "targets"],
+    outputs: &["nll", "gradient"],
+    header: cuda_kernel::VECTORS,
+    source: include_str!("cross_entropy.cu"),
+};
+
+/// The plain loss by a kernel of our own on an NVIDIA GPU. Its gradient is for a head that trains.
+fn cuda_logit_loss(logits: &Array, targets: &Array) -> Result<(Array, Array, Array)> {
+    let forward = |inputs: &[Array]| softmax_gradient(&inputs[0], &inputs[1]);
+    let backward = |inputs: &[Array], cotangents: &[Array], outputs: &[Array]| {
+        let of_logits = outputs[1].multiply(cotangents[0].expand_dims(-1)?.as_dtype(inputs[0].dtype())?)?;
+        Ok::<_, Error>(vec![of_logits, ops::zeros_like(&inputs[1])?])
+    };
+    let mut outputs = custom_vjp(forward, backward, &[logits.clone(), targets.clone()])?;
+    let nll = outputs.swap_remove(0);
+    Ok((nll.clone(), nll, outputs.swap_remove(0)))
+}
+
+/// Loss of each row, and its gradient.
+fn softmax_gradient(logits: &Array, targets: &Array) -> Result<Vec<Array>> {
+    const THREADS: usize = 1024;
+    let (c, n) = (logits.dim(0) as usize, logits.dim(1) as usize);
+    // Rows begin at multiples of what is read at once.
+    let at_once = [8, 4, 2].into_iter().find(|&v| n.is_multiple_of(v)).unwrap_or(1);
+    let launch = Launch {
+        blocks: [c, 1],
+        threads: THREADS,
+        constants: &[("N", n), ("V", at_once), ("THREADS", THREADS)],
+        element: logits.dtype(),
+        outputs: &[(targets.shape(), Dtype::Float32), (logits.shape(), logits.dtype())],
+    };
+    Ok(SOFTMAX_GRADIENT.call(&[logits.clone(), targets.clone()], &launch)?)
 }
 
 /// The plain loss by a kernel of our own.

@@ -25,7 +25,8 @@ pub mod orpo;
 pub mod packed_cross_entropy;
 
 pub use chunked_cross_entropy::{
-    Head, TrainedPositions, chunked_cross_entropy, chunked_cross_entropy_native, chunked_cross_entropy_traced,
+    Head, TrainedPositions, chunked_cross_entropy, chunked_cross_entropy_fused, chunked_cross_entropy_native,
+    chunked_cross_entropy_traced,
 };
 pub use cross_entropy::{TokenLoss, TokenLossOptions, cross_entropy, weighted_sum};
 pub use error::{Error, Result};

@@ -119,7 +119,7 @@ impl Attention {
         Ok(split.transpose_axes(&[0, 2, 1, 3])?)
     }
 
-    fn attend(&self, query: &Array, key: &Array, value: &Array, mask: &ReadyMask) -> Result<Array> {
+    pub(crate) fn attend(&self, query: &Array, key: &Array, value: &Array, mask: &ReadyMask) -> Result<Array> {
         let scale = (self.head_dim as f32).sqrt().recip();
         let mask = match mask {
             ReadyMask::Full => None,

@@ -4,6 +4,7 @@ use crate::attention::{Attention, Position};
 use crate::cache::KvCache;
 use crate::dropout::DropoutKeys;
 use crate::embedding::Embedding;
+use crate::fused::{FusedAttention, FusedFeedForward, Pending, Turns};
 use crate::mask::ReadyMask;
 use crate::mlp::SwiGlu;
 use crate::parameters::{Parameters, Trainable, Visitor, join};
@@ -29,6 +30,14 @@ pub(crate) struct Block {
     pub(crate) attention: Attention,
     pub(crate) feed_forward_norm: RmsNorm,
     pub(crate) feed_forward: SwiGlu,
+    pub(crate) fused: Fused,
+}
+
+/// The sub-layers of a block that are computed otherwise in training.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Fused {
+    pub(crate) attention: Option<FusedAttention>,
+    pub(crate) feed_forward: Option<FusedFeedForward>,
 }
 
 /// How a forward pass for training differs from one for inference.
@@ -60,16 +69,23 @@ impl Decoder {
             .dropout_key
             .map(|key| DropoutKeys::new(key, self.blocks.len()))
             .transpose()?;
-        let mut x = self.embedding.forward(ids)?;
+        let x = self.embedding.forward(ids)?;
+        let shape = x.shape().to_vec();
+        let first = self.blocks.iter().find(|block| block.fused.attention.is_some());
+        let turns = first
+            .map(|block| Turns::new(&block.attention.rope, ids.dim(1) as usize, mask))
+            .transpose()?;
+        let mut x = Pending::done(&x)?;
         for block in &self.blocks {
             let key = block_keys.as_ref().map(DropoutKeys::take).transpose()?;
             x = if pass.activation_checkpointing {
-                block.forward_checkpointed(&x, mask, key, pass.trainable)?
+                let x = x.sum(&shape)?;
+                Pending::done(&block.forward_checkpointed(&x, mask, turns.as_ref(), key, pass.trainable)?)?
             } else {
-                block.forward_for_training(&x, mask, key.as_ref())?
+                block.forward_for_training(x, &shape, mask, turns.as_ref(), key.as_ref())?
             };
         }
-        self.norm.forward(&x)
+        self.norm.forward(&x.sum(&shape)?)
     }
 
     /// Hidden states `[..., d]` → logits `[..., v]`.
@@ -94,24 +110,46 @@ impl Decoder {
 
 impl Block {
     fn forward(&self, x: &Array, position: Position<'_>, keys: Option<&DropoutKeys>) -> Result<Array> {
-        let h = x.add(
-            self.attention
-                .forward(&self.attention_norm.forward(x)?, position, keys)?,
-        )?;
-        Ok(h.add(self.feed_forward.forward(&self.feed_forward_norm.forward(&h)?, keys)?)?)
+        self.feed(&self.attend(x, position, keys)?, keys)
     }
 
-    fn forward_for_training(&self, x: &Array, mask: &ReadyMask, key: Option<&Array>) -> Result<Array> {
+    fn attend(&self, x: &Array, position: Position<'_>, keys: Option<&DropoutKeys>) -> Result<Array> {
+        let normed = self.attention_norm.forward(x)?;
+        Ok(x.add(self.attention.forward(&normed, position, keys)?)?)
+    }
+
+    fn feed(&self, h: &Array, keys: Option<&DropoutKeys>) -> Result<Array> {
+        let normed = self.feed_forward_norm.forward(h)?;
+        Ok(h.add(self.feed_forward.forward(&normed, keys)?)?)
+    }
+
+    fn forward_for_training(
+        &self,
+        x: Pending,
+        shape: &[i32],
+        mask: &ReadyMask,
+        turns: Option<&Turns>,
+        key: Option<&Array>,
+    ) -> Result<Pending> {
         let keys = key.map(|key| DropoutKeys::new(key, LINEARS_PER_BLOCK)).transpose()?;
-        self.forward(
-            x,
-            Position {
-                mask,
-                offset: 0,
-                cache: None,
-            },
-            keys.as_ref(),
-        )
+        let keys = keys.as_ref();
+        let fused = self.fused.attention.as_ref().zip(turns);
+        let h = match fused.filter(|_| keys.is_none() || FusedAttention::is_without_dropout(&self.attention)) {
+            Some((fused, turns)) => fused.forward(&self.attention, &self.attention_norm, &x, shape, mask, turns)?,
+            None => {
+                let position = Position {
+                    mask,
+                    offset: 0,
+                    cache: None,
+                };
+                Pending::done(&self.attend(&x.sum(shape)?, position, keys)?)?
+            }
+        };
+        let fused = self.fused.feed_forward.as_ref();
+        match fused.filter(|_| keys.is_none() || FusedFeedForward::is_without_dropout(&self.feed_forward)) {
+            Some(fused) => fused.forward(&self.feed_forward, &self.feed_forward_norm, &h),
+            None => Pending::done(&self.feed(&h.sum(shape)?, keys)?),
+        }
     }
 
     /// Keeps only `x` for the backward pass. The trainable arrays are inputs, since gradients flow to inputs only; the key is
@@ -120,6 +158,7 @@ impl Block {
         &self,
         x: &Array,
         mask: &ReadyMask,
+        turns: Option<&Turns>,
         key: Option<Array>,
         trainable: Trainable,
     ) -> Result<Array> {
@@ -127,7 +166,7 @@ impl Block {
         inputs.extend(self.collect(trainable).into_iter().map(|(_, array)| array));
         let n_parameters = inputs.len() - 1;
         inputs.extend(key);
-        let (mut block, mask) = (self.clone(), mask.clone());
+        let (mut block, mask, turns) = (self.clone(), mask.clone(), turns.cloned());
         let outputs = transforms::checkpoint::<Error, _>(
             move |inputs| {
                 let Some((x, rest)) = inputs.split_first() else {
@@ -135,7 +174,9 @@ impl Block {
                 };
                 let (parameters, key) = rest.split_at(n_parameters);
                 block.replace(trainable, parameters);
-                Ok(vec![block.forward_for_training(x, &mask, key.first())?])
+                let (x, shape) = (Pending::done(x)?, x.shape());
+                let y = block.forward_for_training(x, shape, &mask, turns.as_ref(), key.first())?;
+                Ok(vec![y.sum(shape)?])
             },
             &inputs,
         )?;

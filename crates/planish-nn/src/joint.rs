@@ -50,11 +50,7 @@ impl Joint {
         let mut shape = x.shape().to_vec();
         shape.pop();
         shape.push(self.weight.dim(0));
-        let rows = x.reshape(&[-1, x.dim(-1)])?;
-        let mut y = rows.matmul(self.weight.t())?;
-        if let Some(bias) = &self.bias {
-            y = y.add(bias)?;
-        }
+        let y = self.base(&x.reshape(&[-1, x.dim(-1)])?)?;
         let inner = LoraAdapter::all_inner(adapters, x)?; // [rows, sum of ranks]
         let scales: Vec<f32> = adapters
             .iter()
@@ -73,6 +69,15 @@ impl Joint {
         // Copies: with views in their place, the losses of MLX's CUDA backend were NaN now and then (0.32.2, H100).
         let parts = y.split_at_indices(&ends[..ends.len() - 1], -1)?;
         Ok(parts.iter().map(Array::contiguous).collect::<Result<_, _>>()?)
+    }
+
+    /// The layers without adapters, beside each other: `[rows, input_dims]` → `[rows, sum of output_dims]`.
+    pub(crate) fn base(&self, rows: &Array) -> Result<Array> {
+        let y = rows.matmul(self.weight.t())?;
+        match &self.bias {
+            Some(bias) => Ok(y.add(bias)?),
+            None => Ok(y),
+        }
     }
 
     /// [`Linear::forward_together`], by one product where there is one and the adapters allow it.

@@ -21,6 +21,7 @@ mod dropout;
 mod embedding;
 mod error;
 mod families;
+mod fused;
 pub mod generate;
 mod joint;
 mod linear;

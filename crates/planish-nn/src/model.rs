@@ -8,7 +8,8 @@ use planish_kernels::PackedLinear;
 use planish_mlx::device::{self, DeviceKind};
 use planish_mlx::{Array, Dtype};
 
-use crate::decoder::{Decoder, TrainingPass};
+use crate::decoder::{Decoder, Fused, TrainingPass};
+use crate::fused::{FusedAttention, FusedFeedForward};
 use crate::joint::Joint;
 use crate::lora::LoraAdapter;
 use crate::native::Kernels;
@@ -337,29 +338,45 @@ impl Model {
         Ok(mlx_rs::transforms::eval(&arrays)?)
     }
 
-    /// A copy for training adapters that multiplies by the weights of query, key and value at once.
+    /// A copy for training adapters: with [`Kernels::Fused`] of fused blocks, else one that multiplies by the weights of query,
+    /// key and value at once.
     ///
-    /// They are laid end to end, and this model's become views of them. The copy must not outlive a change of these weights.
-    /// In f32, and where the weights themselves train, it is an ordinary copy.
+    /// These weights are laid end to end, and this model's become views of them. The copy must not outlive
+    /// a change of these weights. Where the weights themselves train, it is an ordinary copy, and so it is in f32 without
+    /// fused blocks.
     ///
     /// # Errors
     /// [`Error::Mlx`].
     pub fn joined(&mut self) -> Result<Model> {
-        if self.dtype == Dtype::Float32 || self.trainable != Trainable::Adapters {
+        // The kernels read eight numbers at a time, also from the one array that an optimizer lays all adapters in.
+        let is_even = self
+            .trainables()
+            .iter()
+            .all(|(_, array)| array.size().is_multiple_of(8));
+        let is_fused = self.kernels == Kernels::Fused && is_even;
+        if self.trainable != Trainable::Adapters || (self.dtype == Dtype::Float32 && !is_fused) {
             return Ok(self.clone());
         }
-        let mut joints = Vec::new();
+        let (mut joints, mut fused) = (Vec::new(), Vec::new());
         for block in &mut self.decoder.blocks {
+            let own = match is_fused {
+                true => Fused {
+                    attention: FusedAttention::of(&mut block.attention)?,
+                    feed_forward: FusedFeedForward::of(&block.feed_forward)?,
+                },
+                false => Fused::default(),
+            };
             let attention = &mut block.attention;
-            joints.push(Joint::of([
-                &mut attention.query,
-                &mut attention.key,
-                &mut attention.value,
-            ])?);
+            joints.push(match own.attention {
+                Some(_) => None,
+                None => Joint::of([&mut attention.query, &mut attention.key, &mut attention.value])?,
+            });
+            fused.push(own);
         }
         let mut copy = self.clone();
-        for (block, joint) in copy.decoder.blocks.iter_mut().zip(joints) {
+        for ((block, joint), fused) in copy.decoder.blocks.iter_mut().zip(joints).zip(fused) {
             block.attention.joint = joint;
+            block.fused = fused;
         }
         Ok(copy)
     }

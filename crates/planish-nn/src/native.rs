@@ -9,6 +9,7 @@ mod norm;
 mod swiglu;
 mod vector;
 
+use planish_mlx::cuda_kernel;
 use planish_mlx::device::{self, DeviceKind};
 use planish_mlx::host_kernel::{Input, Output, OutputSpec, host_kernel};
 use planish_mlx::transforms::CallbackError;
@@ -33,6 +34,9 @@ pub enum Kernels {
     /// The same, and linear layers with weights packed in bf16: inputs are rounded to bf16, sums are f32. The base cannot
     /// be trained.
     NativeBf16,
+    /// Operations of MLX, and in updates that are compiled blocks with hand-written gradients, which write less: by kernels of
+    /// our own on NVIDIA GPUs, by MLX's operations elsewhere. The base cannot be trained.
+    Fused,
 }
 
 impl Kernels {
@@ -43,7 +47,10 @@ impl Kernels {
     /// [`Error::Mlx`].
     pub fn fastest() -> Result<Self> {
         if device::default_kind()? != DeviceKind::Cpu {
-            return Ok(Kernels::Composed);
+            return Ok(match cuda_kernel::is_supported()? {
+                true => Kernels::Fused,
+                false => Kernels::Composed,
+            });
         }
         Ok(match planish_kernels::level() {
             planish_kernels::Level::Avx512Bf16 => Kernels::NativeBf16,
@@ -64,9 +71,9 @@ impl Kernels {
         })
     }
 
-    /// Whether our own kernels run.
+    /// Whether our own kernels of the CPU run.
     pub fn is_native(self) -> bool {
-        self != Kernels::Composed
+        matches!(self, Kernels::Native | Kernels::NativeBf16)
     }
 
     /// What runs, for people.
@@ -75,6 +82,7 @@ impl Kernels {
             Kernels::Composed => "MLX operations",
             Kernels::Native => "native kernels, f32",
             Kernels::NativeBf16 => "native kernels, bf16 products with f32 sums",
+            Kernels::Fused => "fused blocks in compiled updates",
         }
     }
 

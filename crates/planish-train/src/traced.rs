@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mlx_rs::{Array, Dtype};
 use planish_mlx::device::{self, DeviceKind};
 use planish_mlx::transforms::{Compiled, value_and_grad};
-use planish_nn::{Kernels, Model, Training};
+use planish_nn::{Model, Training};
 
 use crate::optimizer::{Gradients, Optimizer};
 use crate::options::{Compat, Compile, TrainOptions, Tuning};
@@ -74,8 +74,8 @@ pub(crate) fn is_wanted(model: &Model, objective: &dyn Objective, options: &Trai
         Some("dpo and orpo are not compiled")
     } else if options.compat != Compat::Native {
         Some("train.compat = \"mlx-lm\" is not compiled")
-    } else if model.kernels() != Kernels::Composed {
-        Some("kernels of our own are not compiled: set model.kernels = \"composed\"")
+    } else if model.kernels().is_native() {
+        Some("kernels of our own for the CPU are not compiled: set model.kernels = \"composed\"")
     } else {
         None
     };

@@ -41,8 +41,8 @@ pub(crate) struct Args {
     /// Measure generation of this many tokens instead of training
     #[arg(long, value_name = "TOKENS")]
     generate: Option<usize>,
-    /// What computes on the CPU
-    #[arg(long, value_parser = ["auto", "composed", "native", "native-bf16"], default_value = "auto")]
+    /// What computes the blocks
+    #[arg(long, value_parser = ["auto", "composed", "native", "native-bf16", "fused"], default_value = "auto")]
     kernels: String,
     /// Element type of weights and activations [default: f32 on a CPU, bf16 on a GPU]
     #[arg(long)]
@@ -87,6 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "composed" => Kernels::Composed,
         "native" => Kernels::Native,
         "native-bf16" => Kernels::NativeBf16,
+        "fused" => Kernels::Fused,
         _ if args.generate.is_some() => Kernels::fastest_f32()?,
         _ => Kernels::fastest()?,
     };

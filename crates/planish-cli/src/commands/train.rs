@@ -125,9 +125,7 @@ fn train(config: &RunConfig, resume: Resume, accepted: &[Input]) -> Result<Summa
     let (device, choice) = model::choose_device(config.backend.device)?;
     limit_memory(device, &choice, config)?;
     let kernels = kernels::for_training(config)?;
-    if device == DeviceInUse::Cpu {
-        output::note(&format!("computing with {}", kernels.describe()));
-    }
+    output::note(&format!("computing with {}", kernels.describe()));
     let load_options = LoadOptions {
         kernels,
         ..LoadOptions::default()

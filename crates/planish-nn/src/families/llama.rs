@@ -4,7 +4,7 @@
 use planish_core::model_config::ModelConfig;
 
 use crate::attention::Attention;
-use crate::decoder::Block;
+use crate::decoder::{Block, Fused};
 use crate::mlp::SwiGlu;
 use crate::weights::Weights;
 use crate::{Result, Rope};
@@ -34,5 +34,6 @@ pub(super) fn block(config: &ModelConfig, rope: &Rope, weights: &mut Weights<'_>
             down: weights.linear(&format!("{path}.mlp.down_proj"), config.mlp_bias)?,
             kernels: weights.kernels(),
         },
+        fused: Fused::default(),
     })
 }

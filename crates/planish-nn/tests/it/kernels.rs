@@ -1,6 +1,7 @@
 //! Our own kernels against MLX's operations: values and gradients of whole models.
 
 use planish_core::model_config::ModelConfig;
+use planish_core::target_modules::{Blocks, PerModule, TargetModules};
 use planish_mlx::{Array, Dtype, host};
 use planish_nn::{AttentionMask, Error, Kernels, LoraConfig, LoraMethod, Model, Trainable, Training};
 
@@ -147,4 +148,60 @@ fn err_native_kernels_in_another_dtype() {
     let config = model(FAMILIES[0], Kernels::Composed).config().clone();
     let outcome = Model::random_with(&config, Dtype::Bfloat16, Kernels::Native, 1);
     assert!(matches!(outcome, Err(Error::NativeKernels { dtype: Dtype::Bfloat16 })));
+}
+
+/// Fused blocks in MLX's operations, as they run where there is no NVIDIA GPU.
+fn fused_equals_composed(extra: &str, config: &LoraConfig, training: Training<'_>) {
+    let (mut composed, mut base) = (model(extra, Kernels::Composed), model(extra, Kernels::Fused));
+    for model in [&mut composed, &mut base] {
+        model.attach_lora(config, 3).unwrap();
+    }
+    same_trainables(&mut composed, &mut base);
+    let mut fused = base.joined().unwrap();
+    check(&mut composed, &mut fused, training, 2e-5);
+}
+
+#[test]
+fn fused_blocks_equal_composed_in_every_family() {
+    for extra in FAMILIES {
+        for activation_checkpointing in [false, true] {
+            let training = Training {
+                activation_checkpointing,
+                ..Training::default()
+            };
+            fused_equals_composed(extra, &LoraConfig::default(), training);
+        }
+    }
+}
+
+#[test]
+fn fused_blocks_take_any_choice_of_modules_ranks_and_variants() {
+    let key = mlx_rs::random::key(9).unwrap();
+    let training = Training {
+        dropout_key: Some(&key),
+        ..Training::default()
+    };
+    let some = |targets: &[&str]| LoraConfig {
+        targets: TargetModules::new(targets.iter().copied(), Blocks::All),
+        ..LoraConfig::default()
+    };
+    let ranks = LoraConfig {
+        ranks: PerModule::new([("q_proj", 3), ("up_proj", 20), ("down_proj", 5)]),
+        alphas: PerModule::new([("v_proj", 5.0), ("gate_proj", 7.0)]),
+        ..LoraConfig::default()
+    };
+    let dora = LoraConfig {
+        method: LoraMethod::Dora,
+        dropout: 0.3,
+        ..LoraConfig::default()
+    };
+    for config in [
+        some(&["q_proj", "v_proj"]),
+        some(&["up_proj", "o_proj"]),
+        some(&["down_proj"]),
+        ranks,
+        dora,
+    ] {
+        fused_equals_composed(FAMILIES[0], &config, training);
+    }
 }

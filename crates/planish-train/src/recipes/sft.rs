@@ -4,8 +4,8 @@
 
 use mlx_rs::Array;
 use planish_data::{Batch, Dataset, Window};
-use planish_loss::{TrainedPositions, chunked_cross_entropy_traced, weighted_sum};
-use planish_nn::{AttentionMask, Model, Training};
+use planish_loss::{TrainedPositions, chunked_cross_entropy_fused, chunked_cross_entropy_traced, weighted_sum};
+use planish_nn::{AttentionMask, Kernels, Model, Training};
 
 use super::{About, BatchObjective, Objective, Outcome};
 use crate::evaluate::{Judgement, evaluate};
@@ -135,7 +135,11 @@ fn forward(
     let hidden = model.hidden_for_training(ids, &mask, training)?;
     let head = |states: &Array| Ok::<_, Error>(model.logits(states)?);
     let chunk = chunk_tokens(options, positions.len(), model.config().vocab_size)?;
-    let losses = chunked_cross_entropy_traced(&hidden, &head, &positions, chunk, &options.loss)?;
+    let cross_entropy = match model.kernels() {
+        Kernels::Fused => chunked_cross_entropy_fused::<Error>,
+        _ => chunked_cross_entropy_traced,
+    };
+    let losses = cross_entropy(&hidden, &head, &positions, chunk, &options.loss)?;
     Ok(Outcome {
         objective: weighted_sum(&losses.objective, weights)?.multiply(share)?,
         items: losses.nll,

@@ -14,7 +14,7 @@ use planish_train::{
 
 use crate::memory::alone;
 use crate::world::{
-    Trained, World, lora, options, relative_distance, tiny_dir, tiny_model, train, uneven_rows, values,
+    Trained, World, lora, options, relative_distance, tiny_dir, tiny_model, train, train_model, uneven_rows, values,
 };
 
 /// Whether MLX finds what it compiles fused kernels of the CPU with.
@@ -40,15 +40,27 @@ fn six_steps() -> TrainOptions {
     }
 }
 
-fn both(options: &TrainOptions, rows: &[String]) -> [Trained; 2] {
+/// As written, compiled, and compiled with fused blocks.
+fn all_ways(options: &TrainOptions, rows: &[String]) -> [Trained; 3] {
     let world = World::new();
     let data = world.data("train.jsonl", rows);
-    [Compile::Off, Compile::On].map(|compile| {
+    let ways = [
+        (Compile::Off, Kernels::Composed),
+        (Compile::On, Kernels::Composed),
+        (Compile::On, Kernels::Fused),
+    ];
+    ways.map(|(compile, kernels)| {
         let options = TrainOptions {
             compile,
             ..options.clone()
         };
-        train(options, &data, None, &world.path(&format!("{compile:?}")))
+        let load = LoadOptions {
+            kernels,
+            ..LoadOptions::default()
+        };
+        let model = Model::load(tiny_dir(), &load).unwrap().0;
+        let out = world.path(&format!("{compile:?}{kernels:?}"));
+        train_model(model, options, &data, None, &out)
     })
 }
 
@@ -66,11 +78,16 @@ fn steps(run: &Trained) -> Vec<(f64, f64, f64, usize, bool)> {
     run.events.iter().filter_map(step).collect()
 }
 
-/// Losses, norms and values of both ways agree.
-#[allow(clippy::print_stdout)] // Figures of record.
+/// Losses, norms and values of all ways agree.
 fn check(name: &str, options: &TrainOptions, rows: &[String]) {
-    let [plain, compiled] = both(options, rows);
-    let (one, other) = (steps(&plain), steps(&compiled));
+    let [plain, compiled, fused] = all_ways(options, rows);
+    check_pair(name, &plain, &compiled);
+    check_pair(&format!("{name}, fused"), &plain, &fused);
+}
+
+#[allow(clippy::print_stdout)] // Figures of record.
+fn check_pair(name: &str, plain: &Trained, compiled: &Trained) {
+    let (one, other) = (steps(plain), steps(compiled));
     assert_eq!(one.len(), other.len(), "{name}");
     for (a, b) in one.iter().zip(&other) {
         assert!((a.0 / b.0 - 1.0).abs() < 1e-5, "{name}: losses {one:?} {other:?}");

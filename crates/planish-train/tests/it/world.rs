@@ -146,7 +146,16 @@ pub(crate) fn values(named: &[(String, Array)]) -> Vec<Vec<f32>> {
 }
 
 pub(crate) fn train(options: TrainOptions, data: &Dataset, valid: Option<&Dataset>, out: &Path) -> Trained {
-    let mut model = tiny_model();
+    train_model(tiny_model(), options, data, valid, out)
+}
+
+pub(crate) fn train_model(
+    mut model: Model,
+    options: TrainOptions,
+    data: &Dataset,
+    valid: Option<&Dataset>,
+    out: &Path,
+) -> Trained {
     let mut events = Vec::new();
     let mut sft = Trainer::new(options, data, out);
     if let Some(valid) = valid {
