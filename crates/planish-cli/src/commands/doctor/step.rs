@@ -1,5 +1,5 @@
 //! A training step on a GPU against the same step on the processor: the loss and every gradient; then some updates as a run
-//! makes them there, in bf16 and compiled.
+//! makes them there, in bf16 and compiled. Where a run has fused blocks, the step is compared with and without them.
 //!
 //! The probe compares single operations; this compares what they make together. It runs in a child process, because a bad
 //! driver ends the process it lives in.
@@ -14,7 +14,7 @@ use planish_core::model_config::ModelConfig;
 use planish_loss::{TokenLossOptions, cross_entropy};
 use planish_mlx::device::{self, DeviceKind};
 use planish_mlx::{Array, Dtype, host, transforms};
-use planish_nn::{AttentionMask, LoraConfig, Model, Training};
+use planish_nn::{AttentionMask, Kernels, LoraConfig, Model, Training};
 use planish_train::{TrainOptions, timed_steps};
 use serde::{Deserialize, Serialize};
 
@@ -130,13 +130,16 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<()> {
         Backend::Cpu => DeviceKind::Cpu,
         Backend::Metal | Backend::Cuda => DeviceKind::Gpu,
     };
+    let kernels = of_training(kind)?;
     device::set_default(DeviceKind::Cpu)?;
-    let mut model = model()?;
+    let mut model = model(kernels)?;
     let expected = step(&mut model)?;
     let expected_losses = losses(Dtype::Float32, DeviceKind::Cpu)?;
     device::set_default(kind)?;
-    let found = step(&mut model)?;
-    let mut report = judge(backend, &found, &expected);
+    let mut report = judge(backend, &step(&mut model)?, &expected);
+    if kernels == Kernels::Fused {
+        report.add_fused(&judge(backend, &step(&mut model.joined()?)?, &expected));
+    }
     judge_updates(&mut report, &losses(Dtype::Bfloat16, kind)?, &expected_losses);
     Ok(write_atomic(&args.report, serde_json::to_string(&report)?.as_bytes())?)
 }
@@ -147,9 +150,18 @@ struct Step {
     gradients: Vec<(String, Vec<f32>)>,
 }
 
-fn model() -> Result<Model> {
+/// What adapters are trained with on a device.
+fn of_training(kind: DeviceKind) -> Result<Kernels> {
+    device::set_default(kind)?;
+    Ok(match kind {
+        DeviceKind::Cpu => Kernels::Composed,
+        DeviceKind::Gpu => Kernels::fastest()?,
+    })
+}
+
+fn model(kernels: Kernels) -> Result<Model> {
     let config = ModelConfig::from_json_str(MODEL, Path::new("the model of planish doctor"))?;
-    let mut model = Model::random(&config, Dtype::Float32, SEED)?;
+    let mut model = Model::random_with(&config, Dtype::Float32, kernels, SEED)?;
     model.attach_lora(&LoraConfig::default(), SEED)?;
     // B starts at zero, which would leave A without a gradient.
     let mut numbers = Numbers(SEED);
@@ -198,9 +210,10 @@ fn step(model: &mut Model) -> Result<Step> {
 
 /// Losses of updates on random tokens.
 fn losses(dtype: Dtype, kind: DeviceKind) -> Result<Vec<f64>> {
+    let kernels = of_training(kind)?;
     device::set_default(DeviceKind::Cpu)?;
     let config = ModelConfig::from_json_str(MODEL, Path::new("the model of planish doctor"))?;
-    let mut model = Model::random(&config, dtype, SEED)?;
+    let mut model = Model::random_with(&config, dtype, kernels, SEED)?;
     model.attach_lora(&LoraConfig::default(), SEED)?;
     device::set_default(kind)?;
     let options = TrainOptions {
@@ -281,6 +294,16 @@ impl StepReport {
         }
     }
 
+    /// The same step by fused blocks.
+    fn add_fused(&mut self, fused: &Self) {
+        self.loss_error = self.loss_error.max(fused.loss_error);
+        if fused.gradient_error > self.gradient_error {
+            self.gradient_error = fused.gradient_error;
+            self.worst = format!("{} of fused blocks", fused.worst);
+        }
+        self.failure = self.failure.take().or_else(|| fused.failure.clone());
+    }
+
     fn is_within(&self, bound: f64) -> bool {
         let is_step = self.gradients > 0 && self.loss_error <= bound && self.gradient_error <= bound;
         self.failure.is_none() && is_step && self.update_error <= BF16_BOUND
@@ -352,7 +375,7 @@ mod tests {
 
     #[test]
     fn every_trainable_of_the_model_has_a_gradient() {
-        let mut model = model().unwrap();
+        let mut model = model(Kernels::Composed).unwrap();
         let step = step(&mut model).unwrap();
         assert!((step.loss - 2048f64.ln()).abs() < 2.0, "{}", step.loss);
         assert_eq!(step.gradients.len(), 4 * 7 * 2);
