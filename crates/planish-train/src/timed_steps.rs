@@ -56,7 +56,7 @@ pub fn timed_steps(
             if updates.are_traced() && options.launch_ahead && step + 1 < count {
                 ahead = Some(launch(step + 1, &mut updates)?);
             }
-            let (losses, _) = launched.read(&window, &Sft, &about)?;
+            let (losses, _) = updates.read(launched, &window, &Sft, &about)?;
             if let Some(last) = last_read.filter(|last| *last > started) {
                 started = last; // it was waited for behind another
             }

@@ -16,6 +16,10 @@ use crate::{Result, seeds};
 pub(crate) struct Updates {
     /// `None`: updates run as they are written.
     traces: Option<Traces>,
+    /// Updates that were set going.
+    launched: u64,
+    /// What the last of them gives and nobody has asked for yet.
+    unfinished: Vec<Array>,
 }
 
 /// An update that has been set going: model and optimizer already hold what it will give.
@@ -24,6 +28,8 @@ pub(crate) enum Launched {
     Done(WindowLosses, Applied),
     /// The device may still be at it.
     Running {
+        /// Its number.
+        number: u64,
         update: Update,
         /// Items of each micro-batch, and where those stand that count.
         items: Vec<(Array, Vec<usize>)>,
@@ -49,6 +55,8 @@ impl Updates {
         let is_traced = traced::is_wanted(model, objective, about.options)?;
         Ok(Self {
             traces: is_traced.then(Traces::default),
+            launched: 0,
+            unfinished: Vec::new(),
         })
     }
 
@@ -75,72 +83,100 @@ impl Updates {
         about: &About<'_>,
         place: Place,
     ) -> Result<Launched> {
-        match &mut self.traces {
-            Some(traces) => launch_traced(traces, model, optimizer, window, objective, about, place),
-            None => {
-                let gradients = window_gradients(model, optimizer, window, objective, about, place.step)?;
-                let applied = apply(model, optimizer, &gradients, place, about.options.clip_norm)?;
-                Ok(Launched::Done(gradients.losses, applied))
-            }
-        }
+        let Some(traces) = &mut self.traces else {
+            let gradients = window_gradients(model, optimizer, window, objective, about, place.step)?;
+            let applied = apply(model, optimizer, &gradients, place, about.options.clip_norm)?;
+            return Ok(Launched::Done(gradients.losses, applied));
+        };
+        let traced = Traced::new(traces, model, optimizer, window, objective, about, place)?;
+        // The device waits for nobody if its queue never runs dry. MLX waits where the queue is full, and describing an update
+        // takes longer than what is left in the queue then; so that is done between the halves of the one before.
+        self.finish()?;
+        async_eval(traced.items.iter().map(|(items, _)| items))?;
+        self.launched += 1;
+        self.unfinished = optimizer.pending().into_iter().cloned().collect();
+        self.unfinished
+            .extend([traced.update.norm.clone(), traced.update.accept.clone()]);
+        Ok(Launched::Running {
+            number: self.launched,
+            update: traced.update,
+            items: traced.items,
+        })
     }
-}
 
-fn launch_traced(
-    traces: &mut Traces,
-    model: &mut Model,
-    optimizer: &mut Optimizer,
-    window: &Window,
-    objective: &dyn Objective,
-    about: &About<'_>,
-    place: Place,
-) -> Result<Launched> {
-    let options = about.options;
-    let mut items = Vec::new();
-    let mut total: Option<(Gradients, Array)> = None;
-    for (index, batch) in trained(window).enumerate() {
-        let batch = objective.arguments(batch, window, about)?;
-        let key = seeds::dropout_key(options.seed, place.step, index)?;
-        let own = traces.gradients(model, optimizer, &batch, &key, options)?;
-        let (mut gradients, mut minimised) = (own.gradients, own.outcome.objective);
-        if let Some((sum, minimised_so_far)) = &total {
-            gradients = sum.add(&gradients)?;
-            minimised = minimised_so_far.add(minimised)?;
-        }
-        if window.micro_batches.len() > 1 {
-            // One after the other, else the activations of all of them would exist at once.
-            async_eval(gradients.arrays().iter().chain([&minimised, &own.outcome.items]))?;
-        }
-        items.push((own.outcome.items, batch.counted));
-        total = Some((gradients, minimised));
-    }
-    let (gradients, minimised) = total.ok_or(planish_loss::Error::NoTrainedTokens { rows: window.examples })?;
-    let update = traces.apply(optimizer, &gradients, &minimised, place, options.clip_norm)?;
-    // Before anything is computed: what nobody holds any more can be overwritten.
-    model.set_trainables(&optimizer.trainables()?)?;
-    drop((gradients, minimised));
-    let reported = items.iter().map(|(items, _)| items);
-    async_eval(
-        optimizer
-            .pending()
-            .into_iter()
-            .chain(reported)
-            .chain([&update.norm, &update.accept]),
-    )?;
-    Ok(Launched::Running { update, items })
-}
-
-impl Launched {
-    /// Waits for the update and reads what there is to report.
+    /// Waits for an update and reads what there is to report.
     pub(crate) fn read(
-        self,
+        &mut self,
+        launched: Launched,
         window: &Window,
         objective: &dyn Objective,
         about: &About<'_>,
     ) -> Result<(WindowLosses, Applied)> {
+        if matches!(&launched, Launched::Running { number, .. } if *number == self.launched) {
+            self.finish()?;
+        }
+        launched.read(window, objective, about)
+    }
+
+    /// Forgets the last update, whose results nobody wants.
+    pub(crate) fn forget(&mut self) {
+        self.unfinished.clear();
+    }
+
+    /// Sets the second half of the last update going.
+    fn finish(&mut self) -> Result<()> {
+        Ok(async_eval(std::mem::take(&mut self.unfinished).iter())?)
+    }
+}
+
+/// An update that is described, not set going.
+struct Traced {
+    update: Update,
+    items: Vec<(Array, Vec<usize>)>,
+}
+
+impl Traced {
+    fn new(
+        traces: &mut Traces,
+        model: &mut Model,
+        optimizer: &mut Optimizer,
+        window: &Window,
+        objective: &dyn Objective,
+        about: &About<'_>,
+        place: Place,
+    ) -> Result<Self> {
+        let options = about.options;
+        let mut items = Vec::new();
+        let mut total: Option<(Gradients, Array)> = None;
+        for (index, batch) in trained(window).enumerate() {
+            let batch = objective.arguments(batch, window, about)?;
+            let key = seeds::dropout_key(options.seed, place.step, index)?;
+            let own = traces.gradients(model, optimizer, &batch, &key, options)?;
+            let (mut gradients, mut minimised) = (own.gradients, own.outcome.objective);
+            if let Some((sum, minimised_so_far)) = &total {
+                gradients = sum.add(&gradients)?;
+                minimised = minimised_so_far.add(minimised)?;
+            }
+            if window.micro_batches.len() > 1 {
+                // One after the other, else the activations of all of them would exist at once.
+                async_eval(gradients.arrays().iter().chain([&minimised, &own.outcome.items]))?;
+            }
+            items.push((own.outcome.items, batch.counted));
+            total = Some((gradients, minimised));
+        }
+        let (gradients, minimised) = total.ok_or(planish_loss::Error::NoTrainedTokens { rows: window.examples })?;
+        let update = traces.apply(optimizer, &gradients, &minimised, place, options.clip_norm)?;
+        // Before anything is computed: what nobody holds any more can be overwritten.
+        model.set_trainables(&optimizer.trainables()?)?;
+        Ok(Self { update, items })
+    }
+}
+
+impl Launched {
+    fn read(self, window: &Window, objective: &dyn Objective, about: &About<'_>) -> Result<(WindowLosses, Applied)> {
         let (update, items) = match self {
             Self::Done(losses, applied) => return Ok((losses, applied)),
-            Self::Running { update, items } => (update, items),
+            Self::Running { update, items, .. } => (update, items),
         };
         eval(
             items

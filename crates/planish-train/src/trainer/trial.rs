@@ -99,7 +99,7 @@ impl Trial<'_> {
             counts: false,
         };
         let launched = updates.launch(model, optimizer, &window, self.objective, &about, place)?;
-        launched.read(&window, self.objective, &about)?;
+        updates.read(launched, &window, self.objective, &about)?;
         Ok(memory::read_and_reset_peak()?.peak_bytes)
     }
 }

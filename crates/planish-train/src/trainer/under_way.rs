@@ -275,7 +275,12 @@ impl<'a> UnderWay<'a> {
             self.ahead = Some(self.launch(model, next, self.position.step + 1));
         }
         let window = this.window;
-        let (losses, applied) = this.launched.read(&window, &*self.objective, &self.about())?;
+        let about = About {
+            options: &self.setup.options,
+            weights: &self.weights,
+        };
+        let objective = &*self.objective;
+        let (losses, applied) = self.updates.read(this.launched, &window, objective, &about)?;
         self.last_read = Some(Instant::now());
 
         let options = &self.setup.options;
@@ -345,6 +350,7 @@ impl<'a> UnderWay<'a> {
             before: Some(before), ..
         })) = self.ahead.take()
         {
+            self.updates.forget();
             self.optimizer = before;
             model.set_trainables(&self.optimizer.trainables()?)?;
         }
