@@ -18,7 +18,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+#[allow(unsafe_code)]
 fn main() -> ExitCode {
+    // SAFETY: the program has started no thread yet.
+    unsafe { planish_mlx::memory::bound_command_buffers() };
     let cli = cli::Cli::parse();
     if cli.no_probe_cache {
         device::ignore_remembered_verdicts();

@@ -43,6 +43,24 @@ fn keep_freed() -> bool {
     false
 }
 
+/// Makes MLX hand its work to an NVIDIA GPU in pieces that touch at most 300 MB, unless `MLX_MAX_MB_PER_BUFFER` says otherwise.
+///
+/// MLX frees what a piece has used when the piece is done, and has ten of them under way. Of the size that it takes by itself,
+/// 1 GB on an H100, they hold as much memory as all activations of a model of 1B parameters. To be called before anything is
+/// computed. Nothing happens on macOS.
+///
+/// # Safety
+/// Sets an environment variable: no other thread may read or write the environment meanwhile. At the beginning of a program's
+/// `main` nothing does: threads that libraries have started while they were loaded wait for work.
+#[allow(unsafe_code)]
+pub unsafe fn bound_command_buffers() {
+    const NAME: &str = "MLX_MAX_MB_PER_BUFFER";
+    if cfg!(target_os = "linux") && std::env::var_os(NAME).is_none() {
+        // SAFETY: the caller promises it.
+        unsafe { std::env::set_var(NAME, "300") };
+    }
+}
+
 /// Reads the counters.
 ///
 /// # Errors
