@@ -72,14 +72,14 @@ impl Model {
     /// mis-shaped tensors (all named), for NaN or infinite weights; [`Error::ComputeDtype`]; [`Error::NativeKernels`].
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<(Self, LoadReport)> {
         let config = ModelConfig::from_file(&dir.join("config.json"))?;
-        let store = TensorStore::open(dir)?;
+        let mut store = TensorStore::open(dir)?;
         let rules = with_redundant_tensors(&options.rules, &config, &store);
         let report = store.check(&config.expected_tensors(), &rules).into_result(dir)?;
         let dtype = match options.dtype {
             Some(dtype) => dtype,
             None => default_dtype(&store)?,
         };
-        let mut weights = Weights::from_store(&config, &store, dtype, options.kernels);
+        let mut weights = Weights::from_store(&config, &mut store, dtype, options.kernels);
         let model = Self::build(&config, dtype, &mut weights)?;
         Ok((model, report))
     }

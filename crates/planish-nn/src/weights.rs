@@ -22,7 +22,7 @@ pub(crate) struct Weights<'a> {
 }
 
 enum Source<'a> {
-    Store(&'a TensorStore),
+    Store(&'a mut TensorStore),
     Random {
         shapes: HashMap<String, Vec<i32>>,
         seed: u64,
@@ -31,7 +31,12 @@ enum Source<'a> {
 
 impl<'a> Weights<'a> {
     /// From files whose names and shapes were checked.
-    pub(crate) fn from_store(config: &'a ModelConfig, store: &'a TensorStore, dtype: Dtype, kernels: Kernels) -> Self {
+    pub(crate) fn from_store(
+        config: &'a ModelConfig,
+        store: &'a mut TensorStore,
+        dtype: Dtype,
+        kernels: Kernels,
+    ) -> Self {
         Weights {
             config,
             source: Source::Store(store),
@@ -139,8 +144,12 @@ impl<'a> Weights<'a> {
     }
 
     fn tensor(&mut self, name: &str) -> Result<Array> {
-        match &self.source {
-            Source::Store(store) => from_view(&store.require(name)?),
+        match &mut self.source {
+            Source::Store(store) => {
+                let array = from_view(&store.require(name)?)?;
+                store.release_pages(); // the array has its own copy
+                Ok(array)
+            }
             Source::Random { shapes, seed } => {
                 let shape = shapes.get(name).map(Vec::as_slice).unwrap_or_default();
                 random(name, shape, *seed)

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use planish_core::model_config::TensorSpec;
 use planish_core::suggest::nearest;
 
@@ -190,6 +190,20 @@ impl TensorStore {
     /// [`Error::NonFinite`] for the first NaN or infinity.
     pub fn check_finite(&self) -> Result<()> {
         self.iter().try_for_each(|view| refuse_non_finite(&view))
+    }
+
+    /// Gives back the memory of what was read so far, for readers that copy tensor after tensor out of the files: pages
+    /// of a map count as the process's own, so that a model would take its size twice.
+    ///
+    /// Every tensor can be read again, and comes from the file then. It is advice: where the system does not take it,
+    /// nothing else changes.
+    pub fn release_pages(&mut self) {
+        for file in &mut self.files {
+            #[allow(unsafe_code)]
+            // SAFETY: the exclusive borrow shows that nobody holds a slice of the map, and its pages, which are never
+            // written, hold the bytes of the file when they come back.
+            let _advice = unsafe { file.bytes.unchecked_advise(UncheckedAdvice::DontNeed) };
+        }
     }
 
     fn view<'a>(&'a self, name: &'a str, location: Location) -> TensorView<'a> {
@@ -507,6 +521,35 @@ mod tests {
         let report = store.check(&expected, &LoadRules::default());
         assert_eq!((report.loaded, report.count()), (4, 1));
         assert_eq!(report.dtype.listed[0].to_string(), "q.weight: expected U32, found F32");
+    }
+
+    #[test]
+    fn released_pages_come_back_with_the_same_bytes() {
+        let values: Vec<f32> = (0..1 << 20).map(|i| i as f32).collect(); // 4 MiB
+        let (_dir, mut store) = store(&[
+            ("large", HostTensor::from_f32(&[1 << 20], &values)),
+            ("small", HostTensor::from_f32(&[1], &[0.5])),
+        ]);
+        for _ in 0..2 {
+            assert_eq!(store.require("large").unwrap().to_f32().unwrap(), values);
+            assert_eq!(store.require("small").unwrap().to_f32().unwrap(), [0.5]);
+            if let Some(resident) = resident_bytes(&store) {
+                assert!(resident >= 4 << 20, "{resident} B before");
+            }
+            store.release_pages();
+            if let Some(resident) = resident_bytes(&store) {
+                assert_eq!(resident, 0, "B after");
+            }
+        }
+    }
+
+    /// Bytes of the store's map that are in this process's memory, where `/proc` tells it.
+    fn resident_bytes(store: &TensorStore) -> Option<usize> {
+        let maps = std::fs::read_to_string("/proc/self/smaps").ok()?;
+        let file = store.files().next()?.to_str()?;
+        let map = maps.split_once(file)?.1;
+        let line = map.lines().find(|line| line.starts_with("Rss:"))?;
+        Some(line.split_whitespace().nth(1)?.parse::<usize>().ok()? * 1024)
     }
 
     #[test]

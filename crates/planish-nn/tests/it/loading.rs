@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use planish_checkpoint::tensors::{self, HostTensor, TensorStore};
-use planish_mlx::Dtype;
+use planish_checkpoint::tensors::{self, Dtype as FileDtype, HostTensor, TensorStore};
+use planish_core::model_config::ModelConfig;
+use planish_mlx::{Array, Dtype};
 use planish_nn::{Error, LoadOptions, Model};
 
 use crate::{fixture, largest, logits, max_difference};
@@ -139,4 +140,61 @@ fn quantised_base_gives_the_logits_of_its_dequantised_weights() {
         let found = logits(&load(&dir).unwrap(), &tokens.chunks(24).collect::<Vec<_>>());
         assert!(max_difference(&found, &expect) < 2e-5 * largest(&expect), "{bits} bits");
     }
+}
+
+/// The folder that the child process loads.
+const MODEL: &str = "PLANISH_TEST_MODEL";
+/// Where Linux says what a process takes.
+const STATUS: &str = "/proc/self/status";
+
+/// A model is copied out of its files tensor by tensor, and what was copied leaves the memory: 100 MB on disk take little
+/// more than 100 MB, not twice as much.
+#[test]
+#[allow(clippy::print_stdout)] // A test that does not run says so.
+fn weights_are_in_memory_once() {
+    if !Path::new(STATUS).exists() {
+        println!("skipped: no {STATUS} tells what a process takes here");
+        return;
+    }
+    let json = r#"{"model_type": "llama", "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6,
+        "num_attention_heads": 8, "vocab_size": 64, "tie_word_embeddings": true}"#;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), json).unwrap();
+    let specs = ModelConfig::from_json_str(json, "config.json".as_ref())
+        .unwrap()
+        .expected_tensors();
+    let zeros = |shape: &[usize]| HostTensor::zeros(FileDtype::F32, shape);
+    let weights: BTreeMap<_, _> = specs.into_iter().map(|spec| (spec.name, zeros(&spec.shape))).collect();
+    let file = dir.path().join("model.safetensors");
+    tensors::write(&file, &weights, &BTreeMap::new()).unwrap();
+    let file_bytes = std::fs::metadata(&file).unwrap().len() as f64;
+
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["loading::child_loads_a_model", "--exact", "--nocapture"])
+        .env(MODEL, dir.path())
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&child.stdout);
+    let (_, grown) = printed.split_once("grown by ").expect(&printed);
+    let ratio = grown.split_whitespace().next().unwrap().parse::<f64>().unwrap() / file_bytes;
+    // The arrays, the largest tensor once more (4 %), and what MLX and the allocator take; 2 with the map.
+    assert!((0.9..1.3).contains(&ratio), "{ratio} of {file_bytes} B");
+}
+
+/// Says by how much the peak of this process's memory grows when the model is loaded: nothing unless a test starts it.
+#[test]
+#[allow(clippy::print_stdout)] // The test that starts it reads it.
+fn child_loads_a_model() {
+    let Some(dir) = std::env::var_os(MODEL) else { return };
+    Array::from_f32(1.0).eval().unwrap();
+    let before = peak_resident_bytes();
+    let model = load(Path::new(&dir)).unwrap();
+    println!("grown by {} B", peak_resident_bytes() - before);
+    drop(model);
+}
+
+fn peak_resident_bytes() -> usize {
+    let status = std::fs::read_to_string(STATUS).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
 }
