@@ -83,12 +83,13 @@ impl Source {
         Ok(FuseReport::new(measured.into_iter().flatten().collect()))
     }
 
-    pub(super) fn write(&self, dir: &Path, max_shard_bytes: u64) -> Result<FuseReport> {
+    pub(super) fn write(&mut self, dir: &Path, max_shard_bytes: u64) -> Result<FuseReport> {
         let (infos, owners) = self.plan()?;
         let mut writer = ShardWriter::create(dir, infos, max_shard_bytes)?;
         // Scales and biases wait here until the writer asks for them: it sorts by element type.
         let (mut waiting, mut modules) = (BTreeMap::<String, HostTensor>::new(), BTreeMap::new());
         while let Some(name) = writer.next_tensor().map(|next| next.name.clone()) {
+            self.store.release_pages(); // what was written is in another file now
             if let Some(tensor) = waiting.remove(&name) {
                 writer.write_next(&tensor.bytes)?;
                 continue;

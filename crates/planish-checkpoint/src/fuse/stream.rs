@@ -71,7 +71,7 @@ pub fn fuse_checked<E: From<Error>>(
     if options.dry_run {
         return Ok(source.measure()?);
     }
-    write(&source, out, options, check)
+    write(source, out, options, check)
 }
 
 /// Copies a model, with an adapter folded in if one is given, to another element type: shards, index, and the base's
@@ -85,7 +85,7 @@ pub fn export_safetensors(
     out: &Path,
     options: &FuseOptions,
 ) -> Result<FuseReport> {
-    write(&open(model_dir, adapter_dir, options)?, out, options, |_| Ok(None))
+    write(open(model_dir, adapter_dir, options)?, out, options, |_| Ok(None))
 }
 
 /// A model with an adapter folded in, tensor by tensor in f32: for writers of other formats.
@@ -146,7 +146,7 @@ fn open(model_dir: &Path, adapter_dir: Option<&Path>, options: &FuseOptions) -> 
 }
 
 fn write<E: From<Error>>(
-    source: &Source,
+    mut source: Source,
     out: &Path,
     options: &FuseOptions,
     check: impl FnOnce(&Path) -> Result<Option<LogitsCheck>, E>,
