@@ -213,3 +213,62 @@ fn summary(plan: &MlxLmPlan, data: &Dataset, accumulation: usize) -> Result<Plan
         padding_fraction: 1.0 - used as f64 / positions.max(1) as f64,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use planish_data::{ChatTemplate, DataOptions, TemplateOptions, Tokenizer};
+
+    use super::*;
+
+    /// The batches of five rows, two a batch: three windows an epoch.
+    fn batches(compat: Compat) -> Batches {
+        let dir = Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../planish-nn/tests/fixtures/tiny-llama-1m"
+        ));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("train.jsonl");
+        let row = |i| {
+            format!(
+                r#"{{"messages": [{{"role": "user", "content": "What is {i}?"}}, {{"role": "assistant", "content": "It is {i}."}}]}}"#
+            )
+        };
+        std::fs::write(&file, (0..5).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+        let tokenizer = Tokenizer::from_dir(dir).unwrap();
+        let template = ChatTemplate::from_dir(dir, &tokenizer, &TemplateOptions::default()).unwrap();
+        let (data, _) = Dataset::load(&file, &tokenizer, template.as_ref(), &DataOptions::default()).unwrap();
+        let options = TrainOptions {
+            batch_size: 2,
+            compat,
+            ..TrainOptions::default()
+        };
+        Batches::for_training(&data, &options, &ExampleWeights::equal()).unwrap()
+    }
+
+    fn at(epoch: u64, window_index: usize) -> Cursor {
+        Cursor { epoch, window_index }
+    }
+
+    #[test]
+    fn place_that_the_plan_has_is_kept_and_one_behind_its_end_begins_the_next_epoch() {
+        let batches = batches(Compat::Native);
+        assert_eq!(batches.windows_in_epoch(4).unwrap(), 3);
+        for (saved, expect) in [
+            (at(4, 0), at(4, 0)),
+            (at(4, 2), at(4, 2)),
+            (at(4, 3), at(5, 0)),
+            (at(4, 70), at(5, 0)),
+        ] {
+            assert_eq!(batches.place(saved).unwrap(), expect, "{saved:?}");
+        }
+    }
+
+    /// mlx-lm's batches go on for ever: an index behind the first pass is no epoch's end.
+    #[test]
+    fn place_in_the_batches_of_mlx_lm_is_kept() {
+        let batches = batches(Compat::MlxLm { batch_order: None });
+        assert_eq!(batches.place(at(0, 70)).unwrap(), at(0, 70));
+    }
+}

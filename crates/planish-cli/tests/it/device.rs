@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::run::{Ran, run, text, tiny_model};
+use crate::train_command::data_folder;
 
 const GPU: &str = if cfg!(target_os = "macos") { "metal" } else { "cuda" };
 /// What a probe says first of all, up to its products.
@@ -195,6 +196,34 @@ fn the_processor_is_taken_without_a_probe() {
     let ran = scene.logits("cpu");
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
     assert!(scene.starts().is_empty());
+}
+
+#[test]
+fn the_record_of_a_run_says_why_the_gpu_was_not_used() {
+    let scene = Scene::new(&format!("{BEGINNING}kill -SEGV $$"));
+    let (model, data, out) = (tiny_model(), data_folder(scene.dir.path()), scene.path("out"));
+    let args = [
+        "train",
+        "--model",
+        text(&model),
+        "--data",
+        text(&data),
+        "--out",
+        text(&out),
+        "--set",
+        "train.steps=1",
+    ];
+    run(&mut scene.command(&args)).success();
+    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let first: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
+    assert_eq!(
+        (&first["backend"], &first["probe"]["verdict"]),
+        (&"cpu".into(), &"ok".into())
+    );
+    let not_used = first["probe"]["not_used"].as_array().unwrap();
+    assert_eq!((not_used.len(), &not_used[0]["backend"]), (1, &GPU.into()), "{first}");
+    let reason = not_used[0]["reason"].as_str().unwrap();
+    assert!(reason.starts_with("CRASHED in matmul"), "{reason}");
 }
 
 #[test]

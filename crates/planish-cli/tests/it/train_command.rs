@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::run::{planish, text, tiny_model};
 
 /// A folder with six short conversations to learn and two to validate on.
-fn data_folder(dir: &Path) -> PathBuf {
+pub(crate) fn data_folder(dir: &Path) -> PathBuf {
     let data = dir.join("data");
     std::fs::create_dir(&data).unwrap();
     let rows = |from: usize, to: usize| -> String {

@@ -1,5 +1,6 @@
 //! The supervised recipe on the tiny model.
 
+use planish_checkpoint::run_state::Input;
 use planish_data::DataOptions;
 use planish_loss::distrust::{Mode, Weighting};
 use planish_mlx::{Array, host::to_f32_vec};
@@ -457,6 +458,44 @@ fn resumed_equals_straight(compile: Compile) {
             "stopped at {stop_at}"
         );
     }
+}
+
+/// Stopped in window 6 of eight; what is left of the data has three.
+#[test]
+fn resume_on_less_data_goes_on_with_the_next_epoch() {
+    let world = World::new();
+    let (rows, out) = (uneven_rows(8), world.path("out"));
+    let options = TrainOptions {
+        batch_size: 1,
+        ..options(10)
+    };
+    let data = world.data("train.jsonl", &rows);
+    let stop = StopFlag::default();
+    let mut watch = |event: &Event| {
+        if matches!(event, Event::Step(step) if step.position.step == 5) {
+            stop.stop();
+        }
+    };
+    let first = Trainer::new(options.clone(), &data, &out).stop(&stop);
+    let first = first.run(&mut tiny_model(), &mut watch).unwrap();
+    assert_eq!((first.end, first.position.step), (End::Interrupted, 6));
+
+    let data = world.data("train.jsonl", &rows[..3]);
+    let go_on = |accepted: &[Input]| {
+        let again = Trainer::new(options.clone(), &data, &out).resume(Resume::Exact);
+        again
+            .accept_changed(accepted)
+            .run(&mut tiny_model(), &mut planish_train::Silent)
+    };
+    assert!(go_on(&[]).is_err(), "data that changed unnoticed");
+    let summary = go_on(&[Input::Data]).unwrap();
+    assert_eq!((summary.end, summary.position.step), (End::Completed, 10));
+    // Four windows from the beginning of epoch 1 on.
+    assert!(
+        (summary.position.epoch - (2.0 + 1.0 / 3.0)).abs() < 1e-9,
+        "{}",
+        summary.position.epoch
+    );
 }
 
 #[test]
