@@ -20,7 +20,7 @@ use clap::Parser;
 
 #[allow(unsafe_code)]
 fn main() -> ExitCode {
-    // SAFETY: the program has started no thread yet.
+    // SAFETY: the program has started no thread; those of libraries, if there are any, wait for their first work.
     unsafe { planish_mlx::memory::bound_command_buffers() };
     let cli = cli::Cli::parse();
     if cli.no_probe_cache {

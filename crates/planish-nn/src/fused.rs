@@ -8,8 +8,8 @@
 //! |---|---|
 //! | rotation of query and key | low-rank updates of query, key, value |
 //! | `silu(gate) · up` | low-rank updates of gate and up; backward also the one of down |
+//! | norm | the sum before it: residual, output of the sub-layer, its low-rank update |
 //! | gradient of a norm | low-rank part of what reads the norm, and the residual's gradient |
-//! | output of a sub-layer | the residual, as the product's summand |
 //!
 //! Each has a kernel for NVIDIA GPUs and the same written in MLX's operations, which runs elsewhere and is what the kernels
 //! are tested against.
@@ -46,11 +46,6 @@ fn kernel_or(
         true => Ok(kernel.call(inputs, launch)?),
         false => composed(inputs),
     }
-}
-
-/// `[..., n]` as `[rows, n]`.
-fn rows(array: &Array) -> Result<Array> {
-    Ok(array.reshape(&[-1, array.dim(-1)])?)
 }
 
 /// A constant where a kernel reads it quickly. At least 16 bytes: MLX keeps smaller arrays, and what comes from the host, in memory

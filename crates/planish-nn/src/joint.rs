@@ -107,14 +107,22 @@ fn dense(layer: &Linear) -> Option<Array> {
 
 /// The `B` of all adapters on the diagonal of one matrix: `[sum of ranks, sum of output_dims]`.
 fn blocks(adapters: &[&LoraAdapter], dtype: Dtype) -> Result<Array> {
-    let total: i32 = adapters.iter().map(|adapter| adapter.b.dim(1)).sum();
+    let parts: Vec<Array> = adapters
+        .iter()
+        .map(|adapter| adapter.b.as_dtype(dtype))
+        .collect::<Result<_, _>>()?;
+    diagonal(&parts)
+}
+
+/// Matrices on the diagonal of one.
+pub(crate) fn diagonal(parts: &[Array]) -> Result<Array> {
+    let total: i32 = parts.iter().map(|part| part.dim(1)).sum();
     let mut before = 0;
-    let mut bands = Vec::with_capacity(adapters.len());
-    for adapter in adapters {
-        let after = total - before - adapter.b.dim(1);
-        let band = mlx_rs::ops::pad(adapter.b.as_dtype(dtype)?, &[(0, 0), (before, after)][..], None, None)?;
-        bands.push(band);
-        before += adapter.b.dim(1);
+    let mut bands = Vec::with_capacity(parts.len());
+    for part in parts {
+        let after = total - before - part.dim(1);
+        bands.push(mlx_rs::ops::pad(part, &[(0, 0), (before, after)][..], None, None)?);
+        before += part.dim(1);
     }
     Ok(mlx_rs::ops::concatenate(&bands, 0)?)
 }

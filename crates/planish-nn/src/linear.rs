@@ -200,7 +200,8 @@ impl Linear {
         self.base.dims().0
     }
 
-    fn base_with_bias(&self, x: &Array) -> Result<Array> {
+    /// The layer without its adapter.
+    pub(crate) fn base_with_bias(&self, x: &Array) -> Result<Array> {
         match (&self.base, &self.bias) {
             (LinearBase::Dense { weight }, Some(bias)) => Ok(mlx_rs::ops::addmm(bias, x, weight.t(), None, None)?),
             (base, None) => base.forward(x),

@@ -271,7 +271,7 @@ impl Parameters for LoraAdapter {
 }
 
 /// `[..., n]` as `[rows, n]`.
-fn rows(array: &Array) -> Result<Array> {
+pub(crate) fn rows(array: &Array) -> Result<Array> {
     Ok(array.reshape(&[-1, array.dim(-1)])?)
 }
 

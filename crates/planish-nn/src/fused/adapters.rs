@@ -1,11 +1,12 @@
 //! The adapters of layers that read one input, laid together.
 
-use mlx_rs::ops::{concatenate, pad};
+use mlx_rs::ops::concatenate;
 use planish_mlx::cuda_kernel::{CudaKernel, Launch};
 use planish_mlx::transforms::custom_vjp;
 use planish_mlx::{Array, Dtype};
 
 use super::{LARGEST_RANK, kernel_or, on_device};
+use crate::joint;
 use crate::linear::{Linear, LinearBase};
 use crate::native::only;
 use crate::{Error, Result};
@@ -212,14 +213,7 @@ fn diagonal(parts: &[Array], sizes: &Array) -> Result<Array> {
     let outputs = [(&[MOST as i32 * rank, total][..], dtype)];
     let launch = launch([total, MOST as i32 * rank], dtype, &outputs);
     only(kernel_or(&DIAGONAL, &arguments, &launch, |_| {
-        let mut before = 0;
-        let mut bands = Vec::with_capacity(parts.len());
-        for part in parts {
-            let after = total - before - part.dim(1);
-            bands.push(pad(part, &[(0, 0), (before, after)][..], None, None)?);
-            before += part.dim(1);
-        }
-        Ok(vec![concatenate(&bands, 0)?])
+        Ok(vec![joint::diagonal(parts)?])
     })?)
 }
 

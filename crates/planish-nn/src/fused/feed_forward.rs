@@ -1,5 +1,3 @@
-use planish_mlx::Array;
-
 use super::adapters::{Packing, common_rank, drops, inner, outer};
 use super::norm::{can_norm, normed};
 use super::output::{Pending, output_of_read};
@@ -51,21 +49,13 @@ impl FusedFeedForward {
         let b_of_down = outer_of(&layer.down, down)?;
 
         let input = normed(h, norm, a.as_ref())?;
-        let gate = base(&layer.gate, &input.normed)?;
-        let up = base(&layer.up, &input.normed)?;
+        let gate = layer.gate.base_with_bias(&input.normed)?;
+        let up = layer.up.base_with_bias(&input.normed)?;
         let update = match (&input.inner, &b_of_gate, &b_of_up) {
             (Some(u), Some(b_of_gate), Some(b_of_up)) => Some([u, b_of_gate, b_of_up]),
             _ => None,
         };
         let (h, u) = swiglu(&gate, &up, update, a_of_down.as_ref())?;
         output_of_read(&layer.down, u.zip(b_of_down), &h, &input.residual)
-    }
-}
-
-fn base(layer: &Linear, x: &Array) -> Result<Array> {
-    let y = layer.base.forward(x)?;
-    match &layer.bias {
-        Some(bias) => Ok(y.add(bias)?),
-        None => Ok(y),
     }
 }

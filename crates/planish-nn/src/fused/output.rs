@@ -5,6 +5,7 @@ use planish_mlx::transforms::custom_vjp;
 use super::adapters::{Packing, inner, outer};
 use super::none;
 use crate::linear::{Linear, LinearBase};
+use crate::lora::rows;
 use crate::{Error, Result};
 
 /// `residual + base + u b`, not summed yet. `[rows, ...]` all.
@@ -19,7 +20,7 @@ impl Pending {
     /// What is summed already: `[..., d]`.
     pub(crate) fn done(h: &Array) -> Result<Self> {
         Ok(Self {
-            residual: super::rows(h)?,
+            residual: rows(h)?,
             base: None,
             update: None,
         })
@@ -40,20 +41,14 @@ impl Pending {
 
 /// `residual + layer(x)`. `x` `[rows, in]`, `residual` `[rows, out]`.
 pub(super) fn output(layer: &Linear, packing: Option<&Packing>, x: &Array, residual: &Array) -> Result<Pending> {
-    let residual = with_bias(layer, residual)?;
     let (LinearBase::Dense { weight }, Some(packing)) = (&layer.base, packing) else {
-        let base = Some(layer.base.forward(x)?);
-        return Ok(Pending {
-            residual,
-            base,
-            update: None,
-        });
+        return output_of_read(layer, None, x, residual);
     };
     let a = inner(&[layer], packing, x.dtype())?;
     let b = outer(layer, packing.rank(), x.dtype())?;
     let [base, u] = read(x, weight, a)?;
     Ok(Pending {
-        residual,
+        residual: with_bias(layer, residual)?,
         base: Some(base),
         update: Some((u, b)),
     })

@@ -89,6 +89,18 @@ fn blocks(n: i32, f: i32) -> [usize; 2] {
     [(n as usize).div_ceil(ROWS), (f as usize / 4).div_ceil(THREADS)]
 }
 
+/// Constants of both kernels; the forward one does not read the last rank.
+fn constants(n: i32, f: i32, rank: usize, rank_below: usize) -> [(&'static str, usize); 6] {
+    [
+        ("N", n as usize),
+        ("F", f as usize),
+        ("R", rank),
+        ("RD", rank_below),
+        ("ROWS", ROWS),
+        ("THREADS", THREADS),
+    ]
+}
+
 fn rank_of(update: &[Array]) -> usize {
     update.get(1).map_or(0, |b| b.dim(0) as usize)
 }
@@ -107,13 +119,7 @@ fn gated(parts: &[Array; 2], update: &[Array]) -> Result<Array> {
     let launch = Launch {
         blocks: blocks(n, f),
         threads: THREADS,
-        constants: &[
-            ("N", n as usize),
-            ("F", f as usize),
-            ("R", rank),
-            ("ROWS", ROWS),
-            ("THREADS", THREADS),
-        ],
+        constants: &constants(n, f, rank, 0),
         element: dtype,
         outputs: &[(&[n, f], dtype)],
     };
@@ -134,14 +140,7 @@ fn gated_back(parts: &[Array; 2], update: &[Array], dh: &Array, below: Option<(&
     let launch = Launch {
         blocks: blocks(n, f),
         threads: THREADS,
-        constants: &[
-            ("N", n as usize),
-            ("F", f as usize),
-            ("R", rank),
-            ("RD", rank_below),
-            ("ROWS", ROWS),
-            ("THREADS", THREADS),
-        ],
+        constants: &constants(n, f, rank, rank_below),
         element: dtype,
         outputs: &[(&shape, dtype), (&shape, dtype), (&shape, dtype)],
     };
