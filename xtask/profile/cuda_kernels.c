@@ -5,7 +5,7 @@
  *
  *     cc -O2 -shared -fPIC -I CUDA/include cuda_kernels.c -o cuda_kernels.so -L CUPTI -l:libcupti.so.13
  *     CUDA_INJECTION64_PATH=$PWD/cuda_kernels.so CUDA_KERNELS_FILE=trace.txt planish bench --backend cuda --shape 1b
- *     python3 kernel_table.py trace.txt STEPS
+ *     python3 kernel_table.py trace.txt planish_cross_entropy 4
  */
 #include <cupti.h>
 #include <stdio.h>

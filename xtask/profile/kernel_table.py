@@ -1,23 +1,25 @@
 """What a GPU was busy with: a table from the list that cuda_kernels.c writes.
 
-    kernel_table.py TRACE STEPS [ROWS]
+    kernel_table.py TRACE MARK COUNT [ROWS]
 
-Takes the last half of the trace, of which STEPS steps were made in all, and prints for each kernel its time and calls a step.
+A step begins with every COUNT-th kernel whose name contains MARK, such as `planish_cross_entropy 4` for a loss of four chunks. The
+first four steps are left out. Prints the time of each kind of work in a step, and of the ROWS largest kernels.
 """
 
 import collections
 import re
 import sys
 
-# The first word that fits names the work.
+WARM_UP = 4
+# The first that fits names the work.
 KINDS = [
-    ("attention", r"flash|sdpa|attention|cudnn"),
-    ("product", r"gemm|gemv|nvjet|cutlass|xmma|splitK|wgmma"),
-    ("norm", r"norm"),
-    ("rotation", r"rope"),
-    ("sum", r"reduce|softmax|logsumexp"),
-    ("gather", r"gather|scatter"),
-    ("copy", r"copy|concat|fill"),
+    ("products of the base", r"nvjet_\w+_(256x128|320x128|128x256)"),
+    ("low-rank products", r"nvjet|gemm|gemv|cutlass|splitK"),
+    ("attention", r"flash|sdpa|cudnn|fmha"),
+    ("SwiGLU", r"swiglu|Sigmoid"),
+    ("norms", r"norm"),
+    ("cross-entropy", r"cross_entropy|logsumexp"),
+    ("the rest", r""),
 ]
 
 
@@ -39,26 +41,24 @@ def busy(rows):
     return total
 
 
-def kind(name):
-    return next((kind for kind, pattern in KINDS if re.search(pattern, name, re.I)), "element-wise")
-
-
 def main():
-    path, steps = sys.argv[1], int(sys.argv[2])
-    most = int(sys.argv[3]) if len(sys.argv) > 3 else 60
+    path, mark, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    most = int(sys.argv[4]) if len(sys.argv) > 4 else 40
     rows = read(path)
-    half = rows[len(rows) // 2 :]
-    steps = steps * len(half) / len(rows)
-    wall = (half[-1][1] - half[0][0]) / steps / 1e6
-    print(f"a step: {wall:.2f} ms, {busy(half) / steps / 1e6:.2f} ms of it busy, {len(half) / steps:.0f} kernels")
+    begins = [i for i, row in enumerate(rows) if mark in row[2]][::count][WARM_UP:]
+    if len(begins) < 2:
+        sys.exit(f"{path}: {mark} does not mark {WARM_UP + 2} steps of {count}")
+    steps, part = len(begins) - 1, rows[begins[0] : begins[-1]]
+    wall = (rows[begins[-1]][0] - part[0][0]) / steps / 1e6
+    print(f"a step: {wall:.1f} ms, {busy(part) / steps / 1e6:.1f} ms of it busy, {len(part) / steps:.0f} kernels, {steps} steps")
     kinds, single = collections.Counter(), collections.defaultdict(lambda: [0, 0])
-    for start, end, name, shape in half:
-        kinds[kind(name)] += end - start
+    for start, end, name, shape in part:
+        kinds[next(kind for kind, pattern in KINDS if re.search(pattern, name))] += end - start
         entry = single[(name, shape)]
         entry[0] += end - start
         entry[1] += 1
-    for name, total in kinds.most_common():
-        print(f"{total / steps / 1e6:8.2f} ms  {name}")
+    for kind, total in kinds.most_common():
+        print(f"{total / steps / 1e6:8.1f} ms  {kind}")
     for (name, shape), (total, calls) in sorted(single.items(), key=lambda item: -item[1][0])[:most]:
         print(f"{total / steps / 1e6:8.3f} ms {calls / steps:7.1f} x {total / calls / 1e3:8.1f} us  {shape:18} {name[:150]}")
 
