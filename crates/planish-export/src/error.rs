@@ -104,22 +104,9 @@ pub enum Error {
         /// The thing.
         what: String,
     },
-    /// An operation was built with operands that it does not take.
-    #[error("operation {operation}: {problem}")]
-    Mil {
-        /// Operator, and name where it has one.
-        operation: String,
-        /// What does not fit.
-        problem: String,
-    },
-    /// A package on disk is damaged or breaks a rule of the format.
-    #[error("{path}: {problem}")]
-    BadPackage {
-        /// The file inside the package.
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
+    /// A program could not be built, or a package not be opened or run.
+    #[error(transparent)]
+    Package(#[from] coreml_mil::Error),
     /// The written package computes something else than the model.
     #[error("the package does not agree with the model: {problem}; nothing was written")]
     CheckFailed {
@@ -148,10 +135,10 @@ impl Error {
     }
 
     pub(crate) fn bad_package(path: &Path, problem: impl Into<String>) -> Self {
-        Self::BadPackage {
+        Self::Package(coreml_mil::Error::BadPackage {
             path: path.to_owned(),
             problem: problem.into(),
-        }
+        })
     }
 
     pub(crate) fn option(option: &'static str, found: impl ToString, rule: impl Into<String>) -> Self {

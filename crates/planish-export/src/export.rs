@@ -330,7 +330,7 @@ fn check_adapter(adapter: &AdapterDelta, config: &ModelConfig, options: &ExportO
         "adapters are kept as functions in the monolith layout only"
     } else if adapter.lora.is_empty() || !adapter.full.is_empty() || adapter.lora.values().any(|d| d.is_dora()) {
         "only a plain LoRA adapter can be kept beside the base weights; leave the flag away to merge it"
-    } else if !crate::mil::is_identifier(&format!("infer_{name}")) {
+    } else if !coreml_mil::is_identifier(&format!("infer_{name}")) {
         "use letters, digits and underscores"
     } else {
         return Ok(());

@@ -6,12 +6,11 @@
 
 use std::ops::Range;
 
+use coreml_mil::{DType, Error, FunctionBuilder, Result, State, Tensor, TensorType};
 use half::f16;
 use planish_core::model_config::ModelConfig;
 
 use crate::{
-    DType, Error, Result,
-    mil::{FunctionBuilder, State, Tensor, TensorType},
     rope::rope_tables,
     weights::{Encoded, LoraDelta, WeightFormat, WeightPlan},
 };
@@ -337,10 +336,9 @@ impl Decoder<'_> {
         row: usize,
         new: &Tensor,
     ) -> Result<()> {
-        let (from, to) = context
-            .span
-            .as_ref()
-            .ok_or_else(|| Error::internal("a state without a position"))?;
+        let (from, to) = context.span.as_ref().ok_or_else(|| Error::Internal {
+            problem: "a state without a position".into(),
+        })?;
         let (zero, hd) = (b.vector(&[0])?, b.vector(&[self.config.head_dim as i32])?);
         let first = b.vector(&[row as i32, 0])?;
         let last = b.vector(&[row as i32 + 1, self.config.n_kv_heads as i32])?;

@@ -6,6 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use coreml_mil::{
+    BuiltFunction, Dim, MAIN, SPECIFICATION_VERSION, TensorType, Type,
+    proto::{self, FeatureKind},
+};
 use prost::Message;
 use serde::Serialize;
 use serde_json::json;
@@ -13,15 +17,8 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use crate::{
     Error, Result,
-    mil::{BuiltFunction, Dim, TensorType, Type},
-    proto::{self, FeatureKind},
     weights::{LayerError, WeightPlan, WeightSource, stream},
 };
-
-/// iOS 18 and macOS 15: states, several functions, slice_update, int4.
-pub(crate) const SPECIFICATION_VERSION: i32 = 9;
-/// Name of a package's only function.
-pub(crate) const MAIN: &str = "main";
 
 const SPEC_FILE: &str = "com.apple.CoreML/model.mlmodel";
 const WEIGHT_FOLDER: &str = "com.apple.CoreML/weights";

@@ -18,6 +18,8 @@ const WITHOUT_MLX: &[&str] = &[
     "planish-kernels",
     "wheel-fetch",
     "metal-check",
+    "coreml-mil",
+    "planish-export",
     "xtask",
 ];
 
@@ -27,6 +29,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("wheel-fetch", &[]),
     ("planish-kernels", &[]),
     ("metal-check", &[]),
+    ("coreml-mil", &[]),
     ("planish-data", &["planish-core"]),
     ("planish-checkpoint", &["planish-core"]),
     ("planish-hub", &["planish-core", "wheel-fetch"]),
@@ -69,17 +72,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "planish-loss",
         ],
     ),
-    (
-        "planish-export",
-        &[
-            "planish-core",
-            "planish-checkpoint",
-            "planish-mlx",
-            "mlx-sys",
-            "planish-backend",
-            "planish-nn",
-        ],
-    ),
+    ("planish-export", &["coreml-mil", "planish-core", "planish-checkpoint"]),
     ("planish-cli", &["*"]),
     ("planish-examples", &["*"]),
     ("planish-benches", &["*"]),

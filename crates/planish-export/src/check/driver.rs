@@ -7,12 +7,10 @@ use std::{
     sync::Arc,
 };
 
+use coreml_mil::interpreter::{Package, Precision, StateMap, Value};
 use ndarray::{Array1, Array2, ArrayD, Axis, IxDyn, s};
 
-use crate::{
-    Error, Result,
-    interpreter::{Package, Precision, StateMap, Value},
-};
+use crate::{Error, Result};
 
 /// What hosts put where a token must not look.
 const MASKED: f32 = -1e4;
@@ -41,7 +39,7 @@ impl Driver {
     /// Opens a `.mlpackage`, or a folder in the ANEMLL layout.
     ///
     /// # Errors
-    /// [`Error::BadPackage`]; [`Error::Io`].
+    /// [`Error::Package`]; [`Error::Io`].
     pub fn open(path: &Path) -> Result<Self> {
         let parts = if path.join("Manifest.json").is_file() {
             Parts::Monolith(Box::new(Package::open(path)?))
@@ -49,7 +47,7 @@ impl Driver {
             let open_one = |part: &str| -> Result<Package> {
                 let found = packages_with(path, part)?;
                 match found.as_slice() {
-                    [only] => Package::open(only),
+                    [only] => Ok(Package::open(only)?),
                     _ => Err(Error::bad_package(
                         path,
                         format!("expected one *{part}*.mlpackage, found {}", found.len()),
@@ -59,7 +57,10 @@ impl Driver {
             let chunks = packages_with(path, "_FFN_PF")?;
             Parts::Anemll {
                 embeddings: Box::new(open_one("_embeddings")?),
-                chunks: chunks.iter().map(|p| Package::open(p)).collect::<Result<_>>()?,
+                chunks: chunks
+                    .iter()
+                    .map(|p| Package::open(p))
+                    .collect::<coreml_mil::Result<_>>()?,
                 head: Box::new(open_one("_lm_head")?),
             }
         };
@@ -121,7 +122,7 @@ impl Driver {
     /// layout gives them.
     ///
     /// # Errors
-    /// [`Error::Option`] when the padded prompt does not fit; [`Error::Mil`].
+    /// [`Error::Package`].
     pub fn prefill_prompt(&mut self, prompt: &[u32]) -> Result<Option<Array2<f32>>> {
         let mut rows: Vec<Array2<f32>> = Vec::new();
         for (i, batch) in prompt.chunks(self.prefill).enumerate() {
@@ -151,7 +152,7 @@ impl Driver {
     /// Logits after the last token of a prompt that is in the cache; that token is decoded again, as hosts do.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Package`].
     pub fn last_logits(&mut self, prompt: &[u32]) -> Result<Array1<f32>> {
         match prompt.last() {
             Some(token) => self.decode(*token, prompt.len() - 1),
@@ -162,7 +163,7 @@ impl Driver {
     /// Logits `[v]` after one token at a position.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Package`].
     pub fn decode(&mut self, token: u32, position: usize) -> Result<Array1<f32>> {
         let logits = self.call("infer", &[token], position, 1)?;
         let row = logits.and_then(|l| l.rows().into_iter().next().map(|r| r.to_owned()));
@@ -172,7 +173,7 @@ impl Driver {
     /// Logits `[tokens, v]` of a whole text from an empty cache.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Package`].
     pub fn all_logits(&mut self, tokens: &[u32]) -> Result<Array2<f32>> {
         if let Parts::Monolith(_) = self.parts {
             return self

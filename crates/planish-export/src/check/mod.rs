@@ -4,13 +4,13 @@ mod driver;
 
 use std::path::Path;
 
+use coreml_mil::interpreter::Precision;
 use ndarray::{Array2, ArrayView1, Axis, s};
 use planish_core::model_config::ModelConfig;
 use serde::Serialize;
 
 use crate::{
     Error, Result,
-    interpreter::Precision,
     reference::{forward, next_token_loss},
     weights::Rows,
 };
@@ -73,7 +73,7 @@ impl Judge<'_> {
     ///
     /// # Errors
     /// [`Error::CheckFailed`] when f32 arithmetic on the stored weights differs by more than 0.5 % of the largest logit, or a
-    /// logit is no number; [`Error::BadPackage`] and [`Error::Mil`] when the package cannot be opened or run.
+    /// logit is no number; [`Error::Package`] when the package cannot be opened or run.
     pub fn check(&self, path: &Path, text: &[u32], prompt: &[u32]) -> Result<CheckReport> {
         let mut driver = Driver::open(path)?;
         let prompt = self.prompt(if text.is_empty() { prompt } else { text }, &driver);

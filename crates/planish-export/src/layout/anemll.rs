@@ -2,14 +2,13 @@
 //!
 //! Compatibility is by reading its host's code, not by running it.
 
+use coreml_mil::{BuiltFunction, DType, Dim, FunctionBuilder, MAIN, Result, Tensor, TensorType};
 use planish_core::model_config::ModelFamily;
 
 use super::{common_inputs, logit_names, monolith::user_defined, state_inputs};
 use crate::{
-    DType, Result,
     graph::{Cache, Decoder},
-    mil::{BuiltFunction, Dim, FunctionBuilder, Tensor, TensorType},
-    package::{MAIN, PlannedPackage},
+    package::PlannedPackage,
     settings::Settings,
     weights::{WeightFormat, WeightPlan},
 };

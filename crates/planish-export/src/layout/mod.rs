@@ -6,10 +6,7 @@ mod monolith;
 pub(crate) use anemll::{companion_files, plan as plan_anemll};
 pub(crate) use monolith::plan as plan_monolith;
 
-use crate::{
-    DType, Result,
-    mil::{FunctionBuilder, State, Tensor, TensorType},
-};
+use coreml_mil::{DType, FunctionBuilder, Result, State, Tensor, TensorType};
 
 /// The name under which hosts look for the cache.
 pub(crate) const STATE: &str = "model_model_kv_cache_0";

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use coreml_mil::{BuiltFunction, DType, FunctionBuilder, Result, Tensor, TensorType};
+
 use super::{common_inputs, logit_names, state_inputs};
 use crate::{
-    DType, Result,
     graph::{Cache, Decoder},
-    mil::{BuiltFunction, FunctionBuilder, Tensor, TensorType},
     package::PlannedPackage,
     settings::{CacheMode, Settings},
     weights::WeightPlan,

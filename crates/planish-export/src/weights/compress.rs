@@ -1,9 +1,9 @@
 //! Integer and table forms of weight matrices, one block of rows at a time.
 
+use coreml_mil::{DType, pack_bits};
 use half::f16;
 
 use super::palettize;
-use crate::{DType, dtype::pack_bits};
 
 /// How the weights of linear layers are stored. Embedding, norms, biases and rotary tables stay fp16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -256,7 +256,7 @@ fn tables(weights: &[f32], columns: usize, group: usize, bits: usize, importance
 
 /// What a reader computes from the stored form: the inverse of [`compress`], for checks.
 pub fn dequantize(data: &[u8], side: &[f16], rows: usize, columns: usize, format: WeightFormat) -> Vec<f32> {
-    use crate::dtype::unpack_bits;
+    use coreml_mil::unpack_bits;
     let count = rows * columns;
     let per_side = |block: usize| move |i: usize| i / block;
     let product = |level: f32, scale: f16| f16::from_f32(level * scale.to_f32()).to_f32();

@@ -2,14 +2,10 @@
 
 use std::{collections::HashMap, ops::Range};
 
+use coreml_mil::{BlobPlan, BlobRef, DType, Result, TensorType};
 use half::f16;
 
 use super::WeightFormat;
-use crate::{
-    DType, Result,
-    blob::BlobPlan,
-    mil::{BlobRef, TensorType},
-};
 
 /// Where a job's data comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

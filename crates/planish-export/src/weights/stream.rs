@@ -11,6 +11,7 @@ use std::{
     },
 };
 
+use coreml_mil::BlobWriter;
 use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -22,7 +23,7 @@ use super::{
     plan::{Job, JobSource},
     source::first_outside,
 };
-use crate::{Error, Result, blob::BlobWriter};
+use crate::{Error, Result};
 
 /// Weights handled by one task at a time; with both precisions about 3 MB.
 const BLOCK_ELEMENTS: usize = 1 << 19;

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use coreml_mil::interpreter::{Package, Precision, Value};
 use ndarray::Array2;
 use planish_export::{
     ExportOptions, export,
-    interpreter::{Package, Precision, Value},
     weights::{AdapterDelta, LoraDelta},
 };
 

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)] // A test that cannot go on fails; a skipped one says so.
 
 mod adapters;
-mod blob;
 mod compressed;
 mod mutants;
 mod packages;

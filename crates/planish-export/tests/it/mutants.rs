@@ -2,11 +2,11 @@
 
 use std::{fs, path::Path};
 
+use coreml_mil::proto::{self, BindingKind, ValueKind};
 use planish_export::{
     ExportOptions,
     check::Judge,
     export,
-    proto::{self, BindingKind, ValueKind},
     reference::forward,
     weights::{AdapterDelta, Rows, StoredRows, WeightFormat, WeightSource},
 };

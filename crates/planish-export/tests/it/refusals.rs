@@ -250,7 +250,7 @@ fn err_failing_write_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let printed = child_after("trap '' XFSZ; ulimit -f 32", folder.path(), false).unwrap();
     assert!(
-        printed.contains("left 0; Io") && printed.contains("FileTooLarge"),
+        printed.contains("left 0; Package(Io") && printed.contains("FileTooLarge"),
         "{printed}"
     );
 }

@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use half::f16;
 
-use super::{Dim, Literal, Operand, TensorType, Type, infer::infer};
 use crate::{
-    DType, Error, Result,
+    DType, Dim, Error, Literal, Operand, Result, TensorType, Type, infer,
     proto::{self, BindingKind},
 };
 
@@ -81,11 +80,11 @@ enum Arg<'a> {
 
 /// Builds one function.
 ///
-/// Every operator method infers the type of its result and fails with [`Error::Mil`] where an operand does not fit;
+/// Every operator method infers the type of its result and fails with [`Error::Operation`] where an operand does not fit;
 /// what a builder has accepted, the checker and coremltools' loader accept too. Constants are stored once a function.
 ///
 /// ```
-/// use planish_export::{DType, mil::{FunctionBuilder, TensorType}};
+/// use coreml_mil::{DType, FunctionBuilder, TensorType};
 /// let mut b = FunctionBuilder::new();
 /// let x = b.input("x", TensorType::new(DType::F16, &[1, 4, 8]))?;
 /// let y = b.softmax(&x, -1)?;
@@ -93,7 +92,7 @@ enum Arg<'a> {
 /// assert!(b.softmax(&x, 3).is_err()); // rank 3 has no axis 3
 /// let function = b.finish(&[("y", &y)])?;
 /// assert_eq!(function.outputs[0].0, "y");
-/// # Ok::<(), planish_export::Error>(())
+/// # Ok::<(), coreml_mil::Error>(())
 /// ```
 #[derive(Default)]
 pub struct FunctionBuilder {
@@ -131,7 +130,7 @@ impl FunctionBuilder {
     /// Declares an input.
     ///
     /// # Errors
-    /// [`Error::Mil`] for a name that is taken or no identifier.
+    /// [`Error::Operation`] for a name that is taken or no identifier.
     pub fn input(&mut self, name: &str, ty: TensorType) -> Result<Tensor> {
         self.declare(name, Type::Tensor(ty))
     }
@@ -139,7 +138,7 @@ impl FunctionBuilder {
     /// Declares a state.
     ///
     /// # Errors
-    /// [`Error::Mil`] as [`FunctionBuilder::input`]; also for a type other than fp16, the only one that Core ML takes.
+    /// [`Error::Operation`] as [`FunctionBuilder::input`]; also for a type other than fp16, the only one that Core ML takes.
     pub fn state(&mut self, name: &str, ty: TensorType) -> Result<State> {
         if ty.dtype != DType::F16 {
             return Err(mil("state", format!("{name} is {ty}; Core ML takes fp16 states only")));
@@ -160,7 +159,7 @@ impl FunctionBuilder {
     /// A constant in the weight file.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn blob(&mut self, blob: &BlobRef) -> Result<Tensor> {
         if let Some(known) = self.blobs.get(blob) {
             return Ok(known.clone());
@@ -173,7 +172,7 @@ impl FunctionBuilder {
     /// Element-wise sum, broadcast.
     ///
     /// # Errors
-    /// [`Error::Mil`], as every operator below.
+    /// [`Error::Operation`], as every operator below.
     pub fn add(&mut self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
         self.op("add", &[("x", Arg::One(x)), ("y", Arg::One(y))])
     }
@@ -181,7 +180,7 @@ impl FunctionBuilder {
     /// Element-wise product, broadcast.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn mul(&mut self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
         self.op("mul", &[("x", Arg::One(x)), ("y", Arg::One(y))])
     }
@@ -189,7 +188,7 @@ impl FunctionBuilder {
     /// Product with a number.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn scale(&mut self, x: &Tensor, factor: f32) -> Result<Tensor> {
         let factor = self.scalar_f16(factor)?;
         self.mul(x, &factor)
@@ -198,7 +197,7 @@ impl FunctionBuilder {
     /// A 1×1 convolution: `weight [out, in, 1, 1]` on `x [1, in, 1, t]` gives `[1, out, 1, t]`.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn conv(&mut self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let (strides, pad, dilations) = (self.vector(&[1, 1])?, self.vector(&[0; 4])?, self.vector(&[1, 1])?);
         let (pad_type, groups) = (self.text("valid")?, self.scalar_i32(1)?);
@@ -218,7 +217,7 @@ impl FunctionBuilder {
     /// Normalises the last axis to mean 0 and variance 1, without gain or bias.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn layer_norm(&mut self, x: &Tensor, epsilon: f32) -> Result<Tensor> {
         let (axes, epsilon) = (self.vector(&[-1])?, self.scalar_f16(epsilon)?);
         self.op(
@@ -234,7 +233,7 @@ impl FunctionBuilder {
     /// Softmax along an axis.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn softmax(&mut self, x: &Tensor, axis: i32) -> Result<Tensor> {
         let axis = self.scalar_i32(axis)?;
         self.op("softmax", &[("x", Arg::One(x)), ("axis", Arg::One(&axis))])
@@ -243,7 +242,7 @@ impl FunctionBuilder {
     /// `x · sigmoid(x)`.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn silu(&mut self, x: &Tensor) -> Result<Tensor> {
         self.op("silu", &[("x", Arg::One(x))])
     }
@@ -251,7 +250,7 @@ impl FunctionBuilder {
     /// Matrix product of the last two axes, the earlier ones broadcast.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn matmul(&mut self, x: &Tensor, y: &Tensor, transpose_y: bool) -> Result<Tensor> {
         let (no, flag) = (self.flag(false)?, self.flag(transpose_y)?);
         let args = [
@@ -266,7 +265,7 @@ impl FunctionBuilder {
     /// Joins tensors along an axis.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn concat(&mut self, values: &[&Tensor], axis: i32) -> Result<Tensor> {
         let (axis, interleave) = (self.scalar_i32(axis)?, self.flag(false)?);
         let args = [
@@ -280,7 +279,7 @@ impl FunctionBuilder {
     /// The window `begin .. end` of each axis.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn slice(&mut self, x: &Tensor, begin: &[usize], end: &[usize]) -> Result<Tensor> {
         let (begin, end) = (self.sizes(begin)?, self.sizes(end)?);
         self.op(
@@ -292,7 +291,7 @@ impl FunctionBuilder {
     /// `x` with the window `begin .. end` replaced; both may be computed.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn slice_update(&mut self, x: &Tensor, update: &Tensor, begin: &Tensor, end: &Tensor) -> Result<Tensor> {
         let args = [
             ("x", Arg::One(x)),
@@ -306,7 +305,7 @@ impl FunctionBuilder {
     /// Rows of `x` chosen by `indices`, which must lie in `0 .. rows`: nothing wraps or clamps them.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn gather(&mut self, x: &Tensor, indices: &Tensor) -> Result<Tensor> {
         let (zero, validate) = (self.scalar_i32(0)?, self.flag(false)?);
         let args = [
@@ -322,7 +321,7 @@ impl FunctionBuilder {
     /// The same elements in another shape.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn reshape(&mut self, x: &Tensor, shape: &[usize]) -> Result<Tensor> {
         let shape = self.sizes(shape)?;
         self.op("reshape", &[("x", Arg::One(x)), ("shape", Arg::One(&shape))])
@@ -331,7 +330,7 @@ impl FunctionBuilder {
     /// Axes in another order.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn transpose(&mut self, x: &Tensor, perm: &[i32]) -> Result<Tensor> {
         let perm = self.vector(perm)?;
         self.op("transpose", &[("x", Arg::One(x)), ("perm", Arg::One(&perm))])
@@ -340,7 +339,7 @@ impl FunctionBuilder {
     /// A new axis of size 1.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn expand_dims(&mut self, x: &Tensor, axis: i32) -> Result<Tensor> {
         let axes = self.vector(&[axis])?;
         self.op("expand_dims", &[("x", Arg::One(x)), ("axes", Arg::One(&axes))])
@@ -349,7 +348,7 @@ impl FunctionBuilder {
     /// Removes an axis of size 1.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn squeeze(&mut self, x: &Tensor, axis: i32) -> Result<Tensor> {
         let axes = self.vector(&[axis])?;
         self.op("squeeze", &[("x", Arg::One(x)), ("axes", Arg::One(&axes))])
@@ -358,7 +357,7 @@ impl FunctionBuilder {
     /// Repeats each axis as a whole.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn tile(&mut self, x: &Tensor, reps: &[usize]) -> Result<Tensor> {
         let reps = self.sizes(reps)?;
         self.op("tile", &[("x", Arg::One(x)), ("reps", Arg::One(&reps))])
@@ -367,7 +366,7 @@ impl FunctionBuilder {
     /// The content of a state as the writes so far have left it.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn read_state(&mut self, state: &State) -> Result<Tensor> {
         self.op("read_state", &[("input", Arg::One(&state.0))])
     }
@@ -375,7 +374,7 @@ impl FunctionBuilder {
     /// Replaces the content of a state.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn write_state(&mut self, state: &State, data: &Tensor) -> Result<()> {
         self.emit(
             "write_state",
@@ -387,7 +386,7 @@ impl FunctionBuilder {
     /// A weight stored as integers with one scale for each block: `scale · data`.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn blockwise_shift_scale(&mut self, data: &BlobRef, scale: &BlobRef) -> Result<Tensor> {
         self.op(
             "constexpr_blockwise_shift_scale",
@@ -398,7 +397,7 @@ impl FunctionBuilder {
     /// A weight stored as indices into tables, one table for each block.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn lut_to_dense(&mut self, indices: &BlobRef, lut: &BlobRef) -> Result<Tensor> {
         self.op(
             "constexpr_lut_to_dense",
@@ -409,7 +408,7 @@ impl FunctionBuilder {
     /// An fp16 number.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn scalar_f16(&mut self, value: f32) -> Result<Tensor> {
         self.literal(Literal::F16(vec![f16::from_f32(value)]), &[])
     }
@@ -417,7 +416,7 @@ impl FunctionBuilder {
     /// An int32 number.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn scalar_i32(&mut self, value: i32) -> Result<Tensor> {
         self.literal(Literal::I32(vec![value]), &[])
     }
@@ -425,7 +424,7 @@ impl FunctionBuilder {
     /// A vector of int32.
     ///
     /// # Errors
-    /// [`Error::Mil`].
+    /// [`Error::Operation`].
     pub fn vector(&mut self, values: &[i32]) -> Result<Tensor> {
         self.literal(Literal::I32(values.to_vec()), &[values.len()])
     }
@@ -533,7 +532,7 @@ impl FunctionBuilder {
     /// Gives the outputs their names and returns the function.
     ///
     /// # Errors
-    /// [`Error::Mil`] for a name that is taken, a constant or an input as output.
+    /// [`Error::Operation`] for a name that is taken, a constant or an input as output.
     pub fn finish(mut self, outputs: &[(&str, &Tensor)]) -> Result<BuiltFunction> {
         for (name, tensor) in outputs {
             self.claim(name)?;
@@ -636,14 +635,14 @@ fn name_value(name: &str) -> proto::Value {
 }
 
 fn mil(operation: &str, problem: String) -> Error {
-    Error::Mil {
+    Error::Operation {
         operation: operation.into(),
         problem,
     }
 }
 
 /// Whether Core ML takes a name: `[A-Za-z_][A-Za-z0-9_@]*`.
-pub(crate) fn is_identifier(name: &str) -> bool {
+pub fn is_identifier(name: &str) -> bool {
     let mut bytes = name.bytes();
     bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
         && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'@')

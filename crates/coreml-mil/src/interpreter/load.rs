@@ -15,12 +15,10 @@ use super::{
     value::{HalfTensor, Value},
 };
 use crate::{
-    DType, Error, Result,
-    blob::BlobReader,
-    dtype::unpack_bits,
-    mil::{Literal, OPSET, Operand, Operands, TensorType, Type, WEIGHT_FILE, infer, is_identifier},
-    package::{MAIN, SPECIFICATION_VERSION},
+    BlobReader, DType, Dim, Error, Literal, MAIN, OPSET, Operand, Operands, Result, SPECIFICATION_VERSION, TensorType,
+    Type, WEIGHT_FILE, infer, is_identifier,
     proto::{self, BindingKind, FeatureKind, ValueKind},
+    unpack_bits,
 };
 
 /// A package that has passed all structural checks, with its weights in memory.
@@ -251,9 +249,9 @@ fn check_feature(feature: &proto::FeatureDescription, ty: &Type) -> Result<(), S
     }
     let fits = |shape: &[i64]| {
         let dims = &tensor.dims;
-        let one = |(s, d): (&i64, &crate::mil::Dim)| match d {
-            crate::mil::Dim::Fixed(n) => *s == *n as i64,
-            crate::mil::Dim::Unknown => *s > 0,
+        let one = |(s, d): (&i64, &Dim)| match d {
+            Dim::Fixed(n) => *s == *n as i64,
+            Dim::Unknown => *s > 0,
         };
         shape.len() == dims.len() && shape.iter().zip(dims).all(one)
     };

@@ -134,7 +134,7 @@ impl std::fmt::Display for DType {
 /// complement, so pass them as `value as u8`; bits above `bits` are ignored.
 ///
 /// ```
-/// use planish_export::dtype::{pack_bits, unpack_bits};
+/// use coreml_mil::{pack_bits, unpack_bits};
 /// assert_eq!(pack_bits(&[1, 2, 3], 6), [0b10_000001, 0b0011_0000, 0]);
 /// assert_eq!(unpack_bits(&pack_bits(&[1, 2, 3], 6), 6, 3), [1, 2, 3]);
 /// ```

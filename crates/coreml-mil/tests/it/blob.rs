@@ -1,11 +1,7 @@
 //! The weight file, byte for byte against coremltools' writer. Golden: golden/make_blob.py, blob.bin, blob.json.
 
+use coreml_mil::{BlobPlan, BlobReader, BlobWriter, DType, pack_bits};
 use half::f16;
-use planish_export::{
-    DType,
-    blob::{BlobPlan, BlobReader, BlobWriter},
-    dtype::pack_bits,
-};
 use serde_json::Value;
 
 const BYTES: &[u8] = include_bytes!("golden/blob.bin");

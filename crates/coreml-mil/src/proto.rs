@@ -1,4 +1,4 @@
-//! The protobuf messages of a Core ML package, as far as a decoder needs them.
+//! The protobuf messages of a Core ML package, as far as its programs need them.
 //!
 //! Field numbers are those of the public `CoreML.Specification` and `CoreML.Specification.MILSpec` packages (proto3).
 //! A `oneof` of which one member is used is an optional field here: the bytes on the wire are the same. Maps are
@@ -356,7 +356,7 @@ pub struct Bytes {
     pub values: Vec<u8>,
 }
 
-/// The element types of MIL tensors; the codes of the weight file differ ([`crate::blob`]).
+/// The element types of MIL tensors; the codes of the weight file differ ([`crate::DType::blob_code`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
 #[repr(i32)]
 pub enum DataType {

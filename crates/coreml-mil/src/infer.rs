@@ -1,12 +1,11 @@
 //! What each operator takes and gives: one table for the builder, which refuses, and for the checker, which distrusts.
 //!
-//! The operators are those of a decoder graph (docs/coreml.md), in the forms of opset CoreML8 and no more general than
+//! The operators are those of a decoder (docs/coreml.md), in the forms of opset CoreML8 and no more general than
 //! needed: a form that is not here is refused by name.
 
 use std::collections::BTreeMap;
 
-use super::{Dim, Literal, TensorType, Type};
-use crate::DType;
+use crate::{DType, Dim, Literal, TensorType, Type};
 
 /// An operand as inference sees it.
 #[derive(Clone, Copy, Debug)]

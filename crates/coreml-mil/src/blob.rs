@@ -14,7 +14,7 @@ use std::{
 use crate::{DType, Error, Result};
 
 /// Alignment of metadata and data.
-pub const ALIGNMENT: u64 = 64;
+const ALIGNMENT: u64 = 64;
 const SENTINEL: u32 = 0xDEAD_BEEF;
 const VERSION: u32 = 2;
 
@@ -54,12 +54,12 @@ impl BlobPlace {
 /// Decides offsets before any data exists: they depend on types and sizes alone.
 ///
 /// ```
-/// use planish_export::{DType, blob::BlobPlan};
+/// use coreml_mil::{BlobPlan, DType};
 /// let mut plan = BlobPlan::default();
 /// assert_eq!(plan.add(DType::F16, 37)?, 64);
 /// assert_eq!(plan.add(DType::F32, 5)?, 256); // 64 + 64 of metadata + 74 of data, aligned
 /// assert_eq!(plan.file_len(), 256 + 64 + 20); // no padding at the end
-/// # Ok::<(), planish_export::Error>(())
+/// # Ok::<(), coreml_mil::Error>(())
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct BlobPlan {

@@ -11,8 +11,8 @@ use super::{
     value::{HalfTensor, Value},
 };
 use crate::{
-    DType, Error, Result,
-    mil::{Dim, TensorType, Type, axis_of},
+    DType, Dim, Error, Result, TensorType, Type,
+    infer::{axis_of, broadcast},
 };
 
 /// Arithmetic of the interpreter. Stored weights are fp16 in both.
@@ -33,7 +33,7 @@ impl Package {
     /// States of a function, filled with zeros.
     ///
     /// # Errors
-    /// [`Error::Option`] for an unknown function.
+    /// [`Error::Call`] for an unknown function.
     pub fn new_state(&self, function: &str) -> Result<StateMap> {
         let states = self
             .function(function)?
@@ -52,7 +52,7 @@ impl Package {
     /// Runs a function; states are updated in place.
     ///
     /// # Errors
-    /// [`Error::Option`] for an unknown function or an input that is missing or misshapen; [`Error::Mil`] when an operation
+    /// [`Error::Call`] for an unknown function or an input that is missing or misshapen; [`Error::Operation`] when an operation
     /// cannot be carried out (an index outside its table, a window outside its tensor).
     pub fn run(
         &self,
@@ -77,7 +77,7 @@ impl Package {
         for step in &function.steps {
             run.step(step).map_err(|problem| {
                 let name = step.result.as_ref().map_or("", |(name, ..)| name.as_str());
-                Error::Mil {
+                Error::Operation {
                     operation: format!("{} {name}", step.operator),
                     problem,
                 }
@@ -90,7 +90,7 @@ impl Package {
     fn function(&self, name: &str) -> Result<&Function> {
         self.functions.get(name).ok_or_else(|| {
             let known: Vec<&str> = self.function_names().collect();
-            Error::option("function", name, format!("one of {}", known.join(", ")))
+            Error::call("function", name, format!("one of {}", known.join(", ")))
         })
     }
 }
@@ -101,13 +101,13 @@ fn bind_input(name: &str, ty: &Type, inputs: &BTreeMap<String, Value>, precision
     };
     let value = inputs
         .get(name)
-        .ok_or_else(|| Error::option("input", name, "must be given"))?;
+        .ok_or_else(|| Error::call("input", name, "must be given"))?;
     let fits = |shape: &[usize]| {
         let one = |(d, dim): (&usize, &Dim)| *dim == Dim::Fixed(*d) || *dim == Dim::Unknown;
         shape.len() == ty.rank() && shape.iter().zip(&ty.dims).all(one)
     };
     if !value.shape().is_some_and(fits) {
-        return Err(Error::option(
+        return Err(Error::call(
             "input",
             name,
             format!("expected {ty}, found shape {:?}", value.shape()),
@@ -587,7 +587,7 @@ fn softmax(x: &ArrayD<f32>, axis: i32) -> Outcome<ArrayD<f32>> {
 }
 
 fn zip<A: Copy, T: Clone + Default>(x: &ArrayD<A>, y: &ArrayD<A>, f: impl Fn(A, A) -> T) -> Outcome<ArrayD<T>> {
-    let shape = crate::mil::broadcast(x.shape(), y.shape()).ok_or("shapes do not broadcast")?;
+    let shape = broadcast(x.shape(), y.shape()).ok_or("shapes do not broadcast")?;
     let (x, y) = (x.broadcast(IxDyn(&shape)), y.broadcast(IxDyn(&shape)));
     let (x, y) = (x.ok_or("x does not broadcast")?, y.ok_or("y does not broadcast")?);
     let mut out = ArrayD::from_elem(IxDyn(&shape), T::default());
