@@ -12,7 +12,6 @@ const MLX: &str = "mlx-sys";
 /// Crates that must work where MLX does not build, tests included.
 const WITHOUT_MLX: &[&str] = &[
     "planish-core",
-    "planish-tensors",
     "planish-data",
     "planish-hub",
     "planish-checkpoint",
@@ -20,6 +19,7 @@ const WITHOUT_MLX: &[&str] = &[
     "wheel-fetch",
     "metal-check",
     "coreml-mil",
+    "coreai-asset",
     "planish-export",
     "xtask",
 ];
@@ -31,10 +31,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("planish-kernels", &[]),
     ("metal-check", &[]),
     ("coreml-mil", &[]),
+    ("coreai-asset", &[]),
     ("planish-data", &["planish-core"]),
-    ("planish-tensors", &["planish-core"]),
-    ("planish-checkpoint", &["planish-core", "planish-tensors"]),
-    ("planish-hub", &["planish-core", "planish-tensors", "wheel-fetch"]),
+    ("planish-checkpoint", &["planish-core"]),
+    ("planish-hub", &["planish-core", "wheel-fetch"]),
     ("mlx-sys", &["wheel-fetch"]),
     ("planish-mlx", &["mlx-sys", "planish-core"]),
     (
@@ -51,7 +51,6 @@ const LAYERS: &[(&str, &[&str])] = &[
         "planish-nn",
         &[
             "planish-core",
-            "planish-tensors",
             "planish-checkpoint",
             "planish-kernels",
             "planish-mlx",
@@ -67,7 +66,6 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "planish-core",
             "planish-data",
-            "planish-tensors",
             "planish-checkpoint",
             "planish-mlx",
             "mlx-sys",
@@ -76,22 +74,13 @@ const LAYERS: &[(&str, &[&str])] = &[
             "planish-loss",
         ],
     ),
-    (
-        "planish-export",
-        &["coreml-mil", "planish-core", "planish-tensors", "planish-checkpoint"],
-    ),
+    ("planish-export", &["coreml-mil", "planish-core", "planish-checkpoint"]),
     ("planish-cli", &["*"]),
     ("planish-examples", &["*"]),
     ("planish-benches", &["*"]),
     (
         "xtask",
-        &[
-            "metal-check",
-            "wheel-fetch",
-            "planish-core",
-            "planish-tensors",
-            "planish-checkpoint",
-        ],
+        &["metal-check", "wheel-fetch", "planish-core", "planish-checkpoint"],
     ),
 ];
 

@@ -1,9 +1,8 @@
 use rayon::prelude::*;
 
-use planish_tensors::HostTensor;
-
 use crate::adapter::{Adapter, Method};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::tensors::HostTensor;
 
 /// The fused weight of one module, in f32.
 ///
@@ -11,7 +10,7 @@ use crate::error::Result;
 pub(super) fn fuse_module(adapter: &Adapter, module: &str, weight: &[f32], is_embedding: bool) -> Result<Vec<f32>> {
     let part = |leaf: &str| {
         let name = format!("{module}.{leaf}");
-        let absent = || planish_tensors::Error::NoTensor {
+        let absent = || Error::NoTensor {
             path: "the adapter".into(),
             name: name.clone(),
             nearest: None,

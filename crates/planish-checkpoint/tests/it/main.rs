@@ -7,3 +7,4 @@ mod adapters;
 mod fusing;
 mod fuzz_corpus;
 mod run_checkpoints;
+mod tensor_files;
