@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
 use mlx_rs::fast::{ScaledDotProductAttentionMask, rope, scaled_dot_product_attention};
-use planish_checkpoint::tensors::{self, HostTensor, TensorStore};
 use planish_core::model_config::ModelConfig;
 use planish_data::{BatchPlan, ChatTemplate, DataOptions, Dataset, PlanOptions, TemplateOptions, Tokenizer};
 use planish_kernels::{AttentionShape, Forward, LowRank, PackedLinear, Projections, Rotation};
@@ -30,6 +29,7 @@ use planish_mlx::transforms::value_and_grad;
 use planish_mlx::{Array, Dtype, host};
 use planish_nn::generate::{GenerateOptions, generate};
 use planish_nn::{AttentionMask, Kernels, LoraConfig, Model, Sampling};
+use planish_tensors::{self as tensors, HostTensor, TensorStore};
 use planish_train::optimizer::{AdamW, Groups, Optimizer, Rule};
 
 const ROWS: usize = 2;

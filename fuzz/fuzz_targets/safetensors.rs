@@ -3,4 +3,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| planish_checkpoint::tensors::fuzzing::safetensors(bytes));
+fuzz_target!(|bytes: &[u8]| planish_tensors::fuzzing::safetensors(bytes));

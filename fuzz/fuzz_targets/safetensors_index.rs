@@ -3,4 +3,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| planish_checkpoint::tensors::fuzzing::safetensors_index(bytes));
+fuzz_target!(|bytes: &[u8]| planish_tensors::fuzzing::safetensors_index(bytes));

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use planish_checkpoint::tensors::TensorStore;
+use planish_tensors::TensorStore;
 
 use crate::program::{build_planish, output, target_folder};
 use crate::repo;

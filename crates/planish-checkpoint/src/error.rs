@@ -1,4 +1,4 @@
-//! What can be wrong with files of tensors, adapters and runs.
+//! What can be wrong with adapters and runs.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,6 @@ use planish_core::units::format_bytes;
 use crate::adapter::Refusal;
 use crate::fuse::{FuseReport, LogitsCheck};
 use crate::run_state::{ChangedInput, PassedOver};
-use crate::tensors::{Dtype, HeaderProblem, LoadReport};
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -16,6 +15,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A tensor file is wrong, or a tensor in memory.
+    #[error(transparent)]
+    Tensors(#[from] planish_tensors::Error),
     /// A file or directory could not be read.
     #[error("cannot read {}", path.display())]
     Read {
@@ -32,14 +34,6 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The header of a safetensors file lies, or is not one.
-    #[error("{}: {problem}; fetch or write the file again", path.display())]
-    BadHeader {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: Box<HeaderProblem>,
-    },
     /// A JSON file is not what it should be.
     #[error("{}: {reason}", path.display())]
     BadJson {
@@ -47,78 +41,6 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong, with line and column.
         reason: String,
-    },
-    /// A folder holds no tensor file.
-    #[error("{}: no model.safetensors and no {}; expected a folder with safetensors files", path.display(), crate::tensors::INDEX_FILE)]
-    NoTensorFile {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// A folder holds several tensor files and nothing says how they belong together.
-    #[error("{}: several safetensors files ({}) but no {}; name one file, or fetch the index", path.display(), files.join(", "), crate::tensors::INDEX_FILE)]
-    NoIndex {
-        /// The folder.
-        path: PathBuf,
-        /// The files.
-        files: Vec<String>,
-    },
-    /// Files and expectation disagree about which tensors there are.
-    #[error("{}: the tensors are not the expected ones\n{report}", path.display())]
-    Refused {
-        /// The file or folder.
-        path: PathBuf,
-        /// Every disagreement.
-        report: Box<LoadReport>,
-    },
-    /// A tensor that must be there is not.
-    #[error("{}: no tensor {name:?}{}", path.display(), hint(nearest))]
-    NoTensor {
-        /// The file or folder.
-        path: PathBuf,
-        /// The name.
-        name: String,
-        /// The most similar name that is there.
-        nearest: Option<String>,
-    },
-    /// A weight is NaN or infinite.
-    #[error("{}: tensor {name:?} has the value {value} at element {index}; the file is damaged or its training diverged", path.display())]
-    NonFinite {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// Position in row-major order.
-        index: usize,
-        /// The value.
-        value: f64,
-    },
-    /// A number of the model has no finite image in the type it shall be stored in.
-    #[error("tensor {name:?}, element {index}: {value} is too large for {dtype}\nstore as BF16 or F32")]
-    TooLarge {
-        /// The tensor.
-        name: String,
-        /// Position in row-major order.
-        index: usize,
-        /// The number.
-        value: f32,
-        /// The type.
-        dtype: Dtype,
-    },
-    /// Type, shape and number of bytes of a tensor disagree.
-    #[error("a tensor of type {dtype} and shape {shape:?} cannot have {found} bytes")]
-    ByteCount {
-        /// Element type.
-        dtype: Dtype,
-        /// Shape.
-        shape: Vec<usize>,
-        /// Bytes given.
-        found: usize,
-    },
-    /// Floating-point values were wanted from a tensor of another type.
-    #[error("elements of type {dtype} are not read as f32; expected F32, F16 or BF16")]
-    NotFloat {
-        /// Element type.
-        dtype: Dtype,
     },
     /// An adapter cannot be used as it is; the refusal has a stable name.
     #[error("{}: refused [{}]: {refusal}; {}", path.display(), refusal.id(), refusal.way_out())]
@@ -198,12 +120,6 @@ pub enum Error {
         /// Bytes there are.
         available: u64,
     },
-    /// A quantised weight cannot be read or made.
-    #[error("{reason}")]
-    Quantization {
-        /// Which, and why.
-        reason: String,
-    },
     /// Quantising would lose the update of some modules.
     #[error(
         "quantising loses the update of {failed} of {of} modules (worst: {worst}, cosine {cosine:.3}); fuse with --dequantize or --bits 8, or pass --accept-loss\n{report}"
@@ -229,14 +145,6 @@ pub enum Error {
         check: LogitsCheck,
         /// All modules.
         report: Box<FuseReport>,
-    },
-    /// A writer was given other tensors than it was created for.
-    #[error("{}: {reason}", path.display())]
-    WriterMisuse {
-        /// The file being written.
-        path: PathBuf,
-        /// Which tensor, and what is wrong with it.
-        reason: String,
     },
 }
 
@@ -280,11 +188,4 @@ impl Error {
 
 fn list<T: ToString>(items: &[T]) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
-}
-
-fn hint(nearest: &Option<String>) -> String {
-    nearest
-        .as_ref()
-        .map(|name| format!(" (the nearest is {name:?})"))
-        .unwrap_or_default()
 }

@@ -1,6 +1,5 @@
-//! Tensor files, adapters and resumable run state on disk. No MLX.
+//! Adapters and resumable run state on disk. No MLX.
 //!
-//! - [`tensors`]: strict reading and deterministic writing of safetensors files, single or sharded
 //! - [`adapter`]: trained updates in the layouts of mlx-lm and PEFT, and the lossless way between them
 //! - [`fuse`]: an adapter folded into its base, with a measure of what rounding leaves of it
 //! - [`run_state`]: checkpoints from which a run goes on to the same bits
@@ -14,7 +13,6 @@ mod error;
 mod exact;
 pub mod fuse;
 pub mod run_state;
-pub mod tensors;
 
 pub use error::{Error, Result};
 pub use exact::ExactF64;

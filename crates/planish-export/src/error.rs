@@ -40,7 +40,10 @@ pub enum Error {
     /// `config.json` is not that of a supported model.
     #[error(transparent)]
     Config(#[from] planish_core::Error),
-    /// The model or adapter files are not right.
+    /// The model files are not right.
+    #[error(transparent)]
+    Tensors(#[from] planish_tensors::Error),
+    /// The adapter files are not right.
     #[error(transparent)]
     Checkpoint(#[from] planish_checkpoint::Error),
     /// The checkpoint lacks a tensor, or has it in another shape.

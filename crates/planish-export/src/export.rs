@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use planish_checkpoint::tensors::{LoadRules, TensorStore};
 use planish_core::{fs::AtomicDir, model_config::ModelConfig};
+use planish_tensors::{LoadRules, TensorStore};
 use serde::Serialize;
 
 use crate::{
@@ -61,7 +61,7 @@ pub struct ExportReport {
 /// own. Memory is bounded by a few pieces of one tensor; equal input gives equal bytes; on an error nothing is left.
 ///
 /// # Errors
-/// [`Error::Config`] for a model of another kind (a mixture of experts, say); [`Error::Checkpoint`] for missing, unexpected
+/// [`Error::Config`] for a model of another kind (a mixture of experts, say); [`Error::Tensors`] for missing, unexpected
 /// or misshapen tensors; [`Error::Option`] for settings that do not fit; [`Error::NotFinite`] and [`Error::Fp16Range`] for
 /// weights that fp16 cannot hold; [`Error::ActivationRange`] where the calibration text leaves fp16; [`Error::OutputExists`]; [`Error::NoSpace`]; [`Error::Io`].
 pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportOptions) -> Result<ExportReport> {

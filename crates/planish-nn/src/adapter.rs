@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use planish_checkpoint::adapter::{Adapter, Method};
-use planish_checkpoint::tensors::{Dtype as FileDtype, HostTensor};
 use planish_core::suggest;
 use planish_mlx::{Array, Dtype, host};
+use planish_tensors::{Dtype as FileDtype, HostTensor};
 
 use crate::lora::LoraAdapter;
 use crate::parameters::{Parameters, Trainable};
@@ -30,7 +30,7 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::UnknownAdapterModule`]; [`Error::IncompleteAdapter`]; [`Error::ShapeMismatch`]; [`Error::AdaptersAttached`];
-    /// [`Error::Checkpoint`] for NaN or infinite values. The model is unchanged then.
+    /// [`Error::Tensors`] for NaN or infinite values. The model is unchanged then.
     pub fn attach_tensors(
         &mut self,
         tensors: &BTreeMap<String, HostTensor>,

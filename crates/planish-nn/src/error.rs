@@ -28,7 +28,7 @@ pub enum Error {
 
     /// The tensor files are wrong.
     #[error(transparent)]
-    Checkpoint(#[from] planish_checkpoint::Error),
+    Tensors(#[from] planish_tensors::Error),
 
     /// An adapter of rank 0.
     #[error("rank 0 for {path}: an adapter needs a rank of at least 1")]
@@ -68,7 +68,7 @@ pub enum Error {
         /// The tensor.
         path: String,
         /// Its type in the file.
-        dtype: planish_checkpoint::tensors::Dtype,
+        dtype: planish_tensors::Dtype,
     },
 
     /// A quantisation mode that the linear layer does not compute.

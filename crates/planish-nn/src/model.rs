@@ -1,12 +1,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use planish_checkpoint::tensors::{LoadReport, LoadRules, TensorStore};
 use planish_core::model_config::ModelConfig;
 use planish_core::target_modules::resolve;
 use planish_kernels::PackedLinear;
 use planish_mlx::device::{self, DeviceKind};
 use planish_mlx::{Array, Dtype};
+use planish_tensors::{LoadReport, LoadRules, TensorStore};
 
 use crate::decoder::{Decoder, Fused, TrainingPass};
 use crate::fused::{FusedAttention, FusedFeedForward};
@@ -68,7 +68,7 @@ impl Model {
     /// which follow from the configuration, and the head of a tied model where it repeats the embedding byte for byte.
     ///
     /// # Errors
-    /// [`Error::Config`] for the configuration; [`Error::Checkpoint`] for files that are damaged, for missing, unexpected or
+    /// [`Error::Config`] for the configuration; [`Error::Tensors`] for files that are damaged, for missing, unexpected or
     /// mis-shaped tensors (all named), for NaN or infinite weights; [`Error::ComputeDtype`]; [`Error::NativeKernels`].
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<(Self, LoadReport)> {
         let config = ModelConfig::from_file(&dir.join("config.json"))?;

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use planish_checkpoint::tensors::{Dtype as FileDtype, TensorStore, TensorView};
 use planish_core::model_config::{LayerQuantization, ModelConfig, QuantizationMode};
 use planish_kernels::PackedLinear;
 use planish_mlx::{Array, Dtype, host};
+use planish_tensors::{Dtype as FileDtype, TensorStore, TensorView};
 
 use crate::embedding::Embedding;
 use crate::linear::LinearBase;
@@ -168,7 +168,7 @@ fn packed(weight: &Array) -> Result<Arc<PackedLinear>> {
 /// An array from a tensor of a file, refusing NaN and infinity.
 pub(crate) fn from_view(view: &TensorView<'_>) -> Result<Array> {
     if let Some(bad) = view.find_non_finite() {
-        return Err(planish_checkpoint::Error::NonFinite {
+        return Err(planish_tensors::Error::NonFinite {
             path: view.file.to_path_buf(),
             name: bad.name,
             index: bad.index,

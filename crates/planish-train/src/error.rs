@@ -39,6 +39,10 @@ pub enum Error {
     #[error(transparent)]
     Data(#[from] planish_data::Error),
 
+    /// A tensor cannot be stored.
+    #[error(transparent)]
+    Tensors(#[from] planish_tensors::Error),
+
     /// An adapter or a checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] planish_checkpoint::Error),

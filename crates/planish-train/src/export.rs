@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use mlx_rs::Array;
 use planish_checkpoint::ExactF64;
 use planish_checkpoint::adapter::{Adapter, Fold, Method};
-use planish_checkpoint::tensors::HostTensor;
 use planish_core::target_modules::Blocks;
 use planish_mlx::host;
 use planish_nn::{LoraConfig, LoraInit, LoraMethod, LoraScale, Model};
+use planish_tensors::HostTensor;
 
 use crate::Result;
 use crate::options::Tuning;

@@ -8,12 +8,12 @@ use planish_checkpoint::run_state::{
     Best as SavedBest, Counters, DataCursor, Distrust, Environment, Position as SavedPosition, RngState, RunInputs,
     RunState, Schedule as SavedSchedule,
 };
-use planish_checkpoint::tensors::{Dtype as FileDtype, HostTensor};
 use planish_core::hash::sha256_hex;
 use planish_data::Dataset;
 use planish_mlx::device::{self, DeviceFact};
 use planish_mlx::host;
 use planish_nn::Model;
+use planish_tensors::{Dtype as FileDtype, HostTensor};
 
 use crate::batches::Batches;
 use crate::options::TrainOptions;

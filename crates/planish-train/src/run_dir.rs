@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use planish_checkpoint::adapter::Adapter;
 use planish_checkpoint::run_state::{self, Checkpoint, Retention, Saved, Verify};
-use planish_checkpoint::tensors::{Dtype as FileDtype, HostTensor};
 use planish_core::{fs, hash};
 use planish_data::Dataset;
 use planish_mlx::{Array, Dtype, host};
+use planish_tensors::{Dtype as FileDtype, HostTensor};
 use serde_json::json;
 
 use crate::events::{Position, RunPlan, SaveReport};

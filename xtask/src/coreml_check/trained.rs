@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use planish_checkpoint::fuse::{FuseOptions, export_safetensors};
-use planish_checkpoint::tensors::{Dtype, TensorStore};
+use planish_tensors::{Dtype, TensorStore};
 use serde_json::{Value, json};
 
 use super::{Judge, LAYOUTS, output, packages, text};

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use planish_checkpoint::adapter::{Adapter, ReadOptions};
-use planish_checkpoint::tensors::TensorStore;
+use planish_tensors::TensorStore;
 use serde_json::{Value, json};
 
 use super::{mlx_lm_python, peft_python, planish_logits, relative_difference, work_folder};

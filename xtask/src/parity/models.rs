@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use planish_checkpoint::tensors::TensorStore;
+use planish_tensors::TensorStore;
 use serde_json::Value;
 
 use super::work_folder;

@@ -12,6 +12,7 @@ const MLX: &str = "mlx-sys";
 /// Crates that must work where MLX does not build, tests included.
 const WITHOUT_MLX: &[&str] = &[
     "planish-core",
+    "planish-tensors",
     "planish-data",
     "planish-hub",
     "planish-checkpoint",
@@ -33,8 +34,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("coreml-mil", &[]),
     ("coreai-asset", &[]),
     ("planish-data", &["planish-core"]),
-    ("planish-checkpoint", &["planish-core"]),
-    ("planish-hub", &["planish-core", "wheel-fetch"]),
+    ("planish-tensors", &["planish-core"]),
+    ("planish-checkpoint", &["planish-core", "planish-tensors"]),
+    ("planish-hub", &["planish-core", "planish-tensors", "wheel-fetch"]),
     ("mlx-sys", &["wheel-fetch"]),
     ("planish-mlx", &["mlx-sys", "planish-core"]),
     (
@@ -51,6 +53,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "planish-nn",
         &[
             "planish-core",
+            "planish-tensors",
             "planish-checkpoint",
             "planish-kernels",
             "planish-mlx",
@@ -66,6 +69,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "planish-core",
             "planish-data",
+            "planish-tensors",
             "planish-checkpoint",
             "planish-mlx",
             "mlx-sys",
@@ -74,13 +78,22 @@ const LAYERS: &[(&str, &[&str])] = &[
             "planish-loss",
         ],
     ),
-    ("planish-export", &["coreml-mil", "planish-core", "planish-checkpoint"]),
+    (
+        "planish-export",
+        &["coreml-mil", "planish-core", "planish-tensors", "planish-checkpoint"],
+    ),
     ("planish-cli", &["*"]),
     ("planish-examples", &["*"]),
     ("planish-benches", &["*"]),
     (
         "xtask",
-        &["metal-check", "wheel-fetch", "planish-core", "planish-checkpoint"],
+        &[
+            "metal-check",
+            "wheel-fetch",
+            "planish-core",
+            "planish-tensors",
+            "planish-checkpoint",
+        ],
     ),
 ];
 

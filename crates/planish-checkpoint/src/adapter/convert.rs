@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 /// # Example
 /// ```
 /// use planish_checkpoint::adapter::{Adapter, Format, Method, ReadOptions, convert};
-/// use planish_checkpoint::tensors::HostTensor;
+/// use planish_tensors::HostTensor;
 ///
 /// let dir = tempfile::tempdir()?;
 /// let mut adapter = Adapter::new(Method::Lora, 1, 0.1, 0.0);

@@ -1,7 +1,8 @@
 //! Moving and scaling the elements of a low-rank matrix, in whatever type they are stored.
 
+use planish_tensors::{Dtype, HostTensor};
+
 use super::{AdapterReport, FoldNote};
-use crate::tensors::{Dtype, HostTensor};
 
 /// A tensor with two axes.
 pub(super) struct Matrix(pub(super) HostTensor);

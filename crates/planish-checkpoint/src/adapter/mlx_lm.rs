@@ -6,11 +6,12 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use planish_tensors::{self as tensors, TensorStore};
+
 use super::validate;
 use super::{Adapter, AdapterReport, CONFIG_FILE, MLX_TENSOR_FILE, Method, ReadOptions, Sidecar};
 use super::{bad_key, read_json_object};
 use crate::error::{Error, Result};
-use crate::tensors::{self, TensorStore};
 
 pub(super) fn read(dir: &Path, tensor_file: &Path, options: &ReadOptions<'_>) -> Result<(Adapter, AdapterReport)> {
     let config_path = dir.join(CONFIG_FILE);

@@ -29,8 +29,9 @@ pub use refusal::Refusal;
 pub use report::{AdapterReport, FoldNote};
 pub use sidecar::{Fold, SIDECAR_FILE, Sidecar, SidecarBase, SidecarTraining};
 
+use planish_tensors::HostTensor;
+
 use crate::error::{Error, Result};
-use crate::tensors::HostTensor;
 use names::{Leaf, mlx_name, split_block, split_mlx};
 
 /// The name that both formats give their configuration.
@@ -112,7 +113,7 @@ pub struct ReadOptions<'a> {
 ///
 /// ```
 /// use planish_checkpoint::adapter::{Adapter, Method, ReadOptions};
-/// use planish_checkpoint::tensors::HostTensor;
+/// use planish_tensors::HostTensor;
 ///
 /// let dir = tempfile::tempdir()?;
 /// let mut adapter = Adapter::new(Method::Lora, 2, 20.0, 0.0);
@@ -171,7 +172,7 @@ impl Adapter {
     ///
     /// # Errors
     /// [`Error::AdapterRefused`] with the reason; [`Error::UnclearAdapter`]; all errors of
-    /// [`TensorStore::open`](crate::tensors::TensorStore::open); [`Error::BadJson`]; [`Error::NonFinite`].
+    /// [`TensorStore::open`](planish_tensors::TensorStore::open); [`Error::BadJson`]; [`Error::NonFinite`].
     pub fn read(path: &Path, options: &ReadOptions<'_>) -> Result<(Self, AdapterReport)> {
         if !path.is_dir() && path.extension().is_some_and(|e| e == "safetensors") {
             let dir = path.parent().unwrap_or(Path::new(""));

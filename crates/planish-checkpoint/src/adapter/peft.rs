@@ -5,6 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use planish_tensors::{self as tensors, HostTensor, TensorStore};
+
 use super::matrix::Matrix;
 use super::names::{Leaf, PeftName, looks_like_embedding, mlx_name, peft_name, split_block, split_peft};
 use super::peft_config::PeftConfig;
@@ -14,7 +16,6 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::exact::ExactF64;
-use crate::tensors::{self, HostTensor, TensorStore};
 
 pub(super) fn read(dir: &Path, options: &ReadOptions<'_>) -> Result<(Adapter, AdapterReport)> {
     let config_path = dir.join(CONFIG_FILE);

@@ -1,4 +1,4 @@
-use crate::tensors::MAX_LISTED;
+use planish_tensors::MAX_LISTED;
 
 /// Why an adapter cannot be read, converted or written without losing something.
 ///

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use planish_core::suggest::nearest;
+use planish_tensors::HostTensor;
 
 use super::names::{Leaf, mlx_name, split_block, split_mlx};
 use super::{Adapter, BaseModel, BaseModule, Method, ReadOptions, Refusal};
 use crate::error::{Error, Result};
-use crate::tensors::HostTensor;
 
 /// Every module complete, of the right rank, made of finite floats, and part of the base where that is known.
 pub(super) fn check(adapter: &Adapter, options: &ReadOptions<'_>, path: &Path) -> Result<()> {
@@ -24,16 +24,17 @@ pub(super) fn check(adapter: &Adapter, options: &ReadOptions<'_>, path: &Path) -
 fn check_values(adapter: &Adapter, path: &Path) -> Result<()> {
     for (name, tensor) in &adapter.tensors {
         if !tensor.dtype.is_float() {
-            return Err(Error::NotFloat { dtype: tensor.dtype });
+            return Err(planish_tensors::Error::NotFloat { dtype: tensor.dtype }.into());
         }
         if let Some(found) = tensor.view(name).find_non_finite() {
             let (index, value) = (found.index, found.value);
-            return Err(Error::NonFinite {
+            return Err(planish_tensors::Error::NonFinite {
                 path: path.to_path_buf(),
                 name: found.name,
                 index,
                 value,
-            });
+            }
+            .into());
         }
     }
     Ok(())

@@ -1,8 +1,9 @@
 use rayon::prelude::*;
 
+use planish_tensors::HostTensor;
+
 use crate::adapter::{Adapter, Method};
-use crate::error::{Error, Result};
-use crate::tensors::HostTensor;
+use crate::error::Result;
 
 /// The fused weight of one module, in f32.
 ///
@@ -10,7 +11,7 @@ use crate::tensors::HostTensor;
 pub(super) fn fuse_module(adapter: &Adapter, module: &str, weight: &[f32], is_embedding: bool) -> Result<Vec<f32>> {
     let part = |leaf: &str| {
         let name = format!("{module}.{leaf}");
-        let absent = || Error::NoTensor {
+        let absent = || planish_tensors::Error::NoTensor {
             path: "the adapter".into(),
             name: name.clone(),
             nearest: None,

@@ -4,14 +4,12 @@
 //! `scale · a b` for embeddings; DoRA rescales each row of `W + ΔW` to its magnitude. Rounding to a narrow type, and
 //! above all quantising, can erase a small update: the [`FuseReport`] says per module how much is left.
 
-mod affine;
 mod delta;
 mod report;
 mod retention;
 mod source;
 mod stream;
 
-pub use affine::{Affine, dequantize, quantize};
 pub use report::{FuseReport, LogitsCheck, ModuleRetention, Verdict};
 pub use retention::Retention;
 pub use stream::{FuseOptions, FuseTarget, MergedModel, export_safetensors, fuse, fuse_checked};

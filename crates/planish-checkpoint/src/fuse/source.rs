@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use planish_core::model_config::ModelConfig;
+use planish_tensors::{
+    Affine, Dtype, HostTensor, INDEX_FILE, LoadRules, ShardWriter, TensorInfo, TensorStore, affine_layer, dequantize,
+    quantize,
+};
 use serde_json::{Value, json};
 
-use super::affine::{Affine, affine_layer, dequantize, quantize};
 use super::delta::fuse_module;
 use super::report::{FuseReport, ModuleRetention, Verdict};
 use super::retention::Retention;
 use super::stream::{FuseOptions, FuseTarget, REPORT_FILE};
 use crate::adapter::{Adapter, BaseModel};
 use crate::error::{Error, Result};
-use crate::tensors::{Dtype, HostTensor, INDEX_FILE, LoadRules, ShardWriter, TensorInfo, TensorStore};
 
 pub(super) struct Source {
     model_dir: PathBuf,
@@ -63,7 +65,7 @@ impl Source {
                 "{} is not quantised, so it cannot be quantised again",
                 model_dir.display()
             );
-            return Err(Error::Quantization { reason });
+            return Err(planish_tensors::Error::Quantization { reason }.into());
         }
         Ok(Self {
             model_dir: model_dir.to_path_buf(),
@@ -116,9 +118,9 @@ impl Source {
         let view = self.store.require(name)?;
         let dtype = self.stored_dtype(view.dtype);
         if dtype == view.dtype {
-            return writer.write_next(view.bytes);
+            return Ok(writer.write_next(view.bytes)?);
         }
-        writer.write_next(&self.rounded(dtype, view.shape, &view.to_f32()?, name)?.bytes)
+        Ok(writer.write_next(&self.rounded(dtype, view.shape, &view.to_f32()?, name)?.bytes)?)
     }
 
     /// The element type of floats in the result.
@@ -133,12 +135,13 @@ impl Source {
     fn rounded(&self, dtype: Dtype, shape: &[usize], values: &[f32], name: &str) -> Result<HostTensor> {
         let stored = HostTensor::from_f32_as(dtype, shape, values)?;
         match stored.view(name).find_non_finite() {
-            Some(found) => Err(Error::TooLarge {
+            Some(found) => Err(planish_tensors::Error::TooLarge {
                 name: name.to_string(),
                 index: found.index,
                 value: values[found.index],
                 dtype,
-            }),
+            }
+            .into()),
             None => Ok(stored),
         }
     }
@@ -221,7 +224,7 @@ impl Source {
     pub(super) fn merged_f32(&self, name: &str) -> Result<Vec<f32>> {
         match name.strip_suffix(".weight") {
             Some(module) if self.is_adapted(module) || self.is_packed(module) => Ok(self.merge(module)?.fused),
-            _ => self.store.require(name)?.to_f32(),
+            _ => Ok(self.store.require(name)?.to_f32()?),
         }
     }
 

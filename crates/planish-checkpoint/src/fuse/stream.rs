@@ -2,12 +2,12 @@ use std::path::Path;
 
 use planish_core::fs::AtomicDir;
 use planish_core::model_config::ModelConfig;
+use planish_tensors::{DEFAULT_SHARD_BYTES, Dtype, HostTensor};
 
 use super::report::{FuseReport, LogitsCheck};
 use super::source::Source;
 use crate::adapter::{Adapter, BaseModel, Method, ReadOptions, Refusal};
 use crate::error::{Error, Result};
-use crate::tensors::{DEFAULT_SHARD_BYTES, Dtype, HostTensor};
 
 /// The report in the folder of a fused model.
 pub(super) const REPORT_FILE: &str = "fuse_report.json";
@@ -46,7 +46,7 @@ pub struct FuseOptions {
 /// `fuse_report.json`. The folder appears whole or not at all.
 ///
 /// # Errors
-/// Those of [`Adapter::read`] and [`TensorStore::open`](crate::tensors::TensorStore::open); [`Error::AdapterRefused`] with
+/// Those of [`Adapter::read`] and [`TensorStore::open`](planish_tensors::TensorStore::open); [`Error::AdapterRefused`] with
 /// [`Refusal::EmptyAdapter`] for an update of zeros; [`Error::FuseLoss`] when quantising would lose a module's update;
 /// [`Error::TooLarge`] for a number too large for the type; [`Error::Quantization`]; [`Error::Write`] also when `out`
 /// exists and is not empty.

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 /// ```
 /// use planish_checkpoint::adapter::{Adapter, Method};
 /// use planish_checkpoint::run_state::{Checkpoint, LaterCheckpoints, Retention, RunDir, RunState, Verify};
-/// use planish_checkpoint::tensors::HostTensor;
+/// use planish_tensors::HostTensor;
 ///
 /// let out = tempfile::tempdir()?;
 /// let mut adapter = Adapter::new(Method::Lora, 1, 2.0, 0.0);

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use planish_core::fs::{sync_dir, write_atomic};
+use planish_tensors::{self as tensors, DEFAULT_SHARD_BYTES, INDEX_FILE, ShardWriter, TensorInfo};
 
 use super::manifest::{MANIFEST_FILE, Manifest};
 use super::run_dir::RunDir;
@@ -10,7 +11,6 @@ use super::state::RunState;
 use super::{pointer, search};
 use crate::adapter::{Adapter, MLX_TENSOR_FILE, Method};
 use crate::error::{Error, Result};
-use crate::tensors::{self, DEFAULT_SHARD_BYTES, INDEX_FILE, ShardWriter, TensorInfo};
 
 /// Which checkpoints are kept. The best one always is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

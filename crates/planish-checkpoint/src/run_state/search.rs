@@ -2,12 +2,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use planish_tensors::{HostTensor, TensorStore};
+
 use super::manifest::{MANIFEST_FILE, Manifest};
 use super::pointer;
 use super::state::RunState;
 use crate::adapter::{Adapter, Method, ReadOptions};
 use crate::error::{Error, Result};
-use crate::tensors::{HostTensor, TensorStore};
 
 pub(super) const STATE_FILE: &str = "state.json";
 pub(super) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -71,7 +72,7 @@ impl Checkpoint {
 
 /// The adapter, or the weights of a full fine-tune, which lie in shards.
 fn read_trained(dir: &Path) -> Result<Adapter> {
-    if !dir.join(crate::tensors::INDEX_FILE).exists() {
+    if !dir.join(planish_tensors::INDEX_FILE).exists() {
         return Ok(Adapter::read(dir, &ReadOptions::default())?.0);
     }
     let mut adapter = Adapter::new(Method::Full, 0, 0.0, 0.0);

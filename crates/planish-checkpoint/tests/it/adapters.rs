@@ -6,7 +6,7 @@ use planish_checkpoint::Error;
 use planish_checkpoint::adapter::{
     Adapter, AdapterReport, BaseModel, BaseModule, Format, Method, ReadOptions, Refusal, convert,
 };
-use planish_checkpoint::tensors::{self, Dtype, HostTensor, TensorStore};
+use planish_tensors::{self as tensors, Dtype, HostTensor, TensorStore};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -483,7 +483,7 @@ fn err_non_finite_adapter() {
     adapter.write_mlx_lm(dir.path()).unwrap();
     assert!(matches!(
         Adapter::read(dir.path(), &PLAIN),
-        Err(Error::NonFinite { index: 0, .. })
+        Err(Error::Tensors(planish_tensors::Error::NonFinite { index: 0, .. }))
     ));
 }
 

@@ -16,19 +16,6 @@ fn replay(target: &str, run: fn(&[u8])) {
 }
 
 #[test]
-fn corpus_safetensors() {
-    replay("safetensors", planish_checkpoint::tensors::fuzzing::safetensors);
-}
-
-#[test]
-fn corpus_safetensors_index() {
-    replay(
-        "safetensors_index",
-        planish_checkpoint::tensors::fuzzing::safetensors_index,
-    );
-}
-
-#[test]
 fn corpus_adapter_config() {
     replay("adapter_config", planish_checkpoint::adapter::fuzzing::adapter_config);
 }

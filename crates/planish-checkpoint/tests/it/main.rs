@@ -7,4 +7,3 @@ mod adapters;
 mod fusing;
 mod fuzz_corpus;
 mod run_checkpoints;
-mod tensor_files;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use planish_checkpoint::adapter::{Adapter, Method, ReadOptions};
 use planish_checkpoint::run_state::{Best, Checkpoint, LaterCheckpoints, Resume, Retention, RunDir, RunState, Verify};
-use planish_checkpoint::tensors::HostTensor;
 use planish_checkpoint::{Error, ExactF64};
+use planish_tensors::HostTensor;
 
 /// In memory where there is such a place: the tests flush thousands of files.
 fn temp_dir() -> tempfile::TempDir {
@@ -407,7 +407,7 @@ fn err_full_disk_leaves_the_previous_checkpoint_whole() {
     fs::rename(step_dir(&out, 1), out.join("elsewhere")).unwrap();
     let error = run.save(&checkpoint(2), &KEEP_ALL).unwrap_err();
     assert!(
-        matches!(&error, Error::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull),
+        matches!(&error, Error::Tensors(planish_tensors::Error::Write { source, .. }) if source.kind() == io::ErrorKind::StorageFull),
         "{error}"
     );
     fs::rename(out.join("elsewhere"), step_dir(&out, 1)).unwrap();

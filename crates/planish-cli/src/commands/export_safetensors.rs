@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use planish_checkpoint::fuse::{FuseOptions, export_safetensors};
-use planish_checkpoint::tensors::Dtype;
+use planish_tensors::Dtype;
 
 use crate::output;
 
@@ -23,7 +23,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TYPE", value_parser = dtype_parser())]
     dtype: Option<Dtype>,
     /// Largest shard in bytes
-    #[arg(long, value_name = "BYTES", default_value_t = planish_checkpoint::tensors::DEFAULT_SHARD_BYTES)]
+    #[arg(long, value_name = "BYTES", default_value_t = planish_tensors::DEFAULT_SHARD_BYTES)]
     max_shard_bytes: u64,
     /// Go on although the adapter changes nothing, or was made for another model
     #[arg(long)]

@@ -2,8 +2,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use planish_checkpoint::fuse::{FuseOptions, FuseReport, FuseTarget, Verdict, fuse, fuse_checked};
-use planish_checkpoint::tensors::Dtype;
 use planish_core::run_config::BackendDevice;
+use planish_tensors::Dtype;
 
 use super::export_safetensors::dtype_parser;
 use crate::failure::usage;

@@ -2,9 +2,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use planish_checkpoint::tensors::{self, HostTensor};
 use planish_mlx::host;
 use planish_nn::AttentionMask;
+use planish_tensors::{self as tensors, HostTensor};
 
 use crate::model::ModelArgs;
 

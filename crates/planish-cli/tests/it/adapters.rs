@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use planish_checkpoint::adapter::{Adapter, BaseModel, Method};
-use planish_checkpoint::fuse::quantize;
-use planish_checkpoint::tensors::{self, Dtype, HostTensor, TensorStore};
+use planish_tensors::{self as tensors, Dtype, HostTensor, TensorStore, quantize};
 use serde_json::{Value, json};
 
 use crate::run::{planish, text, tiny_model};

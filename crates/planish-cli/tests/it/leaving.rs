@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use planish_checkpoint::adapter::Method;
-use planish_checkpoint::tensors::{Dtype, TensorStore};
+use planish_tensors::{Dtype, TensorStore};
 use serde_json::Value;
 
 use crate::adapters::{difference, logits, with_adapter, write_quantized};

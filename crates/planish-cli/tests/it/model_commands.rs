@@ -1,6 +1,6 @@
 //! `logits`, `generate` and `eval` on the tiny model.
 
-use planish_checkpoint::tensors::TensorStore;
+use planish_tensors::TensorStore;
 use serde_json::Value;
 
 use crate::run::{planish, text, tiny_model};

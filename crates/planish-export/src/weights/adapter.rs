@@ -79,7 +79,7 @@ impl AdapterDelta {
     /// From an adapter that has been read, in either layout.
     ///
     /// # Errors
-    /// [`Error::Tensor`] for a module without both matrices or with a shape that is none; [`Error::Checkpoint`].
+    /// [`Error::Tensor`] for a module without both matrices or with a shape that is none; [`Error::Tensors`].
     pub fn from_adapter(adapter: &Adapter) -> Result<Self> {
         if adapter.method == Method::Full {
             let full = adapter

@@ -10,7 +10,7 @@ use std::{
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use ndarray::ArrayViewMut2;
-use planish_checkpoint::tensors::{Dtype, TensorStore};
+use planish_tensors::{Dtype, TensorStore};
 
 use super::AdapterDelta;
 use crate::{Error, Result};
@@ -44,7 +44,7 @@ impl<'a> WeightSource<'a> {
     /// Shape of a tensor.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] when there is no such tensor.
+    /// [`Error::Tensors`] when there is no such tensor.
     pub fn shape(&self, tensor: &str) -> Result<&[usize]> {
         Ok(self.store.require(tensor)?.shape)
     }
@@ -52,7 +52,7 @@ impl<'a> WeightSource<'a> {
     /// Rows `rows` of a tensor as f32, the adapter folded in; an element of a vector is a row.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] for a NaN or an infinity; [`Error::Io`]; [`Error::Checkpoint`].
+    /// [`Error::NotFinite`] for a NaN or an infinity; [`Error::Io`]; [`Error::Tensors`].
     pub fn rows(&self, tensor: &str, rows: Range<usize>) -> Result<Vec<f32>> {
         let mut values = Vec::new();
         self.rows_into(tensor, rows, &mut values)?;

@@ -36,10 +36,7 @@ fn merged_adapter_equals_an_export_of_merged_weights() {
     let weight = Array2::from_shape_vec((48, 48), tensors[&name].to_f32().unwrap()).unwrap();
     let merged = weight + (matrix(48, 4, 1).dot(&matrix(4, 48, 2)).t().to_owned() * 2.0);
     let merged: Vec<f32> = merged.iter().copied().collect();
-    tensors.insert(
-        name,
-        planish_checkpoint::tensors::HostTensor::from_f32(&[48, 48], &merged),
-    );
+    tensors.insert(name, planish_tensors::HostTensor::from_f32(&[48, 48], &merged));
     write_tensors(&folder.path().join("fused"), LLAMA, &tensors);
     let write = |model: &str, delta: AdapterDelta| {
         let out = folder.path().join(format!("{model}.mlpackage"));

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use planish_checkpoint::tensors::{self, HostTensor, TensorStore};
 use planish_export::weights::{AdapterDelta, Importance, WeightFormat, WeightPlan, WeightSource, stream};
+use planish_tensors::{self as tensors, HostTensor, TensorStore};
 use serde_json::Value;
 
 const VALUES: &str = include_str!("golden/compressed.json");

@@ -1,13 +1,11 @@
 //! The f32 pass against mlx-lm: goldens of planish-nn (make_goldens.py there says how they were made).
 
-use planish_checkpoint::{
-    adapter::{Adapter, ReadOptions},
-    tensors::TensorStore,
-};
+use planish_checkpoint::adapter::{Adapter, ReadOptions};
 use planish_export::{
     reference::forward,
     weights::{AdapterDelta, WeightSource},
 };
+use planish_tensors::TensorStore;
 
 use crate::support::{golden, open};
 

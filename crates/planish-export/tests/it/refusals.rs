@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use planish_checkpoint::tensors::HostTensor;
 use planish_export::{Error, ExportOptions, Layout, export, weights::AdapterDelta};
+use planish_tensors::HostTensor;
 
 use crate::support::{LLAMA, random_tensors, write_model, write_tensors};
 

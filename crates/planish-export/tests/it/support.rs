@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use planish_checkpoint::tensors::{self, HostTensor, TensorStore};
 use planish_core::model_config::ModelConfig;
+use planish_tensors::{self as tensors, HostTensor, TensorStore};
 
 /// A folder of mlx-lm goldens that planish-nn keeps.
 pub(crate) fn golden(name: &str) -> PathBuf {

@@ -1,11 +1,11 @@
 //! Adapters: fresh, stored, and their names.
 
 use planish_checkpoint::adapter::{Adapter, Method};
-use planish_checkpoint::tensors::HostTensor;
 use planish_core::model_config::ModelConfig;
 use planish_core::target_modules::{Blocks, PerModule, TargetModules};
 use planish_mlx::{Dtype, host};
 use planish_nn::{Error, LoraConfig, LoraMethod, LoraScale, Model, Trainable};
+use planish_tensors::HostTensor;
 
 use crate::{largest, logits, max_difference, small_random, tiny_llama};
 

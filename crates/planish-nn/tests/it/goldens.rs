@@ -1,9 +1,9 @@
 //! What mlx-lm computes with the same weights; `goldens/make_goldens.py` made the files.
 
 use planish_checkpoint::adapter::{Adapter, ReadOptions};
-use planish_checkpoint::tensors::TensorStore;
 use planish_nn::generate::{GenerateOptions, generate};
 use planish_nn::{LoadOptions, Model, Sampling, Training};
+use planish_tensors::TensorStore;
 
 use crate::gradients::loss_and_gradients;
 use crate::{fixture, largest, logits, max_difference, tiny_llama};

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use planish_checkpoint::tensors::{self, Dtype as FileDtype, HostTensor, TensorStore};
 use planish_core::model_config::ModelConfig;
 use planish_mlx::{Array, Dtype};
 use planish_nn::{Error, LoadOptions, Model};
+use planish_tensors::{self as tensors, Dtype as FileDtype, HostTensor, TensorStore};
 
 use crate::{fixture, largest, logits, max_difference};
 

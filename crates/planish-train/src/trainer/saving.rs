@@ -7,10 +7,10 @@ use planish_checkpoint::ExactF64;
 use planish_checkpoint::run_state::{
     Best as SavedBest, Checkpoint, Counters, Input, Position as SavedPosition, RunState, Verify,
 };
-use planish_checkpoint::tensors::HostTensor;
 use planish_core::hash;
 use planish_data::Cursor;
 use planish_nn::Model;
+use planish_tensors::HostTensor;
 
 use super::Trainer;
 use super::under_way::UnderWay;

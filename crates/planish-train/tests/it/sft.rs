@@ -802,7 +802,7 @@ fn where_sources_contradict_weights_decide_the_answer_and_plain_training_does_no
 
 /// The tiny model with a head of its own, so that a token's embedding matters only where the token stands.
 fn untied_model(world: &World) -> planish_nn::Model {
-    use planish_checkpoint::tensors::{HostTensor, TensorStore, write};
+    use planish_tensors::{HostTensor, TensorStore, write};
     let dir = world.path("untied");
     std::fs::create_dir(&dir).unwrap();
     let from = crate::world::tiny_dir();

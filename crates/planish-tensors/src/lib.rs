@@ -1,12 +1,17 @@
-//! Tensor files: a strict reader and a deterministic writer of safetensors.
+//! Tensors in files and in host memory. No MLX.
+//!
+//! Files are safetensors: read strictly, written deterministically.
 //!
 //! [`TensorStore`] opens one file, a sharded model or a folder. It maps the files into memory and checks every header
 //! before it hands out a byte: bounds, overlaps, sizes, element types, and, for shards, that index and files agree.
 //! [`TensorStore::check`] then compares the content with what a model needs and returns a [`LoadReport`].
 //!
 //! [`write()`] and the streaming [`TensorFileWriter`] and [`ShardWriter`] turn equal tensors into equal bytes.
+//! [`quantize`] and [`dequantize`] are MLX's affine mode on the host.
 
+mod affine;
 mod dtype;
+mod error;
 mod header;
 mod host;
 mod index;
@@ -16,7 +21,9 @@ mod shard_writer;
 mod store;
 mod writer;
 
+pub use affine::{Affine, affine_layer, dequantize, quantize};
 pub use dtype::Dtype;
+pub use error::{Error, Result};
 pub use header::HeaderProblem;
 pub use host::{HostTensor, TensorView};
 pub use non_finite::NonFinite;

@@ -18,7 +18,7 @@ pub const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 /// as well, write into [`planish_core::fs::AtomicDir`].
 ///
 /// ```
-/// use planish_checkpoint::tensors::{Dtype, ShardWriter, TensorInfo, TensorStore};
+/// use planish_tensors::{Dtype, ShardWriter, TensorInfo, TensorStore};
 ///
 /// let dir = tempfile::tempdir()?;
 /// let info = |name: &str| TensorInfo { name: name.to_string(), dtype: Dtype::U8, shape: vec![3] };

@@ -2,9 +2,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
-use planish_checkpoint::Error;
-use planish_checkpoint::tensors::{
-    self, Dtype, HostTensor, INDEX_FILE, LoadReport, ShardWriter, TensorInfo, TensorStore,
+use planish_tensors::{
+    self as tensors, Dtype, Error, HostTensor, INDEX_FILE, LoadReport, ShardWriter, TensorInfo, TensorStore,
 };
 use proptest::prelude::*;
 use safetensors::SafeTensors;

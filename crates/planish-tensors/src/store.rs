@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 ///
 /// ```
 /// use std::collections::BTreeMap;
-/// use planish_checkpoint::tensors::{self, HostTensor, TensorStore};
+/// use planish_tensors::{self as tensors, HostTensor, TensorStore};
 ///
 /// let dir = tempfile::tempdir()?;
 /// let path = dir.path().join("model.safetensors");
@@ -433,7 +433,7 @@ fn refuse_non_finite(view: &TensorView<'_>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensors::HostTensor;
+    use crate::HostTensor;
 
     fn spec(name: &str, shape: &[usize]) -> TensorSpec {
         TensorSpec {
@@ -445,7 +445,7 @@ mod tests {
     fn store(tensors: &[(&str, HostTensor)]) -> (tempfile::TempDir, TensorStore) {
         let dir = tempfile::tempdir().unwrap();
         let tensors = tensors.iter().map(|(name, t)| (name.to_string(), t.clone())).collect();
-        crate::tensors::write(&dir.path().join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+        crate::write(&dir.path().join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
         let store = TensorStore::open(dir.path()).unwrap();
         (dir, store)
     }

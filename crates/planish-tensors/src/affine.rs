@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::tensors::{Dtype, HostTensor, TensorStore};
+use crate::{Dtype, HostTensor, TensorStore};
 
 /// A weight quantised as MLX's affine mode does: `w = scale · q + bias`, one scale and bias a group of inputs.
 ///
@@ -43,15 +43,15 @@ impl Affine {
 ///
 /// # Example
 /// ```
-/// use planish_checkpoint::fuse::{dequantize, quantize};
-/// use planish_checkpoint::tensors::Dtype;
+/// use planish_tensors::{dequantize, quantize};
+/// use planish_tensors::Dtype;
 ///
 /// // Sixteen levels from -1 to 0.875: exact in 4 bits.
 /// let weight: Vec<f32> = (0..32).map(|i| (i % 16) as f32 / 8.0 - 1.0).collect();
 /// let packed = quantize(&weight, 1, 4, 32, Dtype::F32)?;
 /// assert_eq!(packed.weight.shape, [1, 4]);
 /// assert_eq!(dequantize(&packed, 4)?, weight);
-/// # Ok::<(), planish_checkpoint::Error>(())
+/// # Ok::<(), planish_tensors::Error>(())
 /// ```
 pub fn dequantize(packed: &Affine, bits: usize) -> Result<Vec<f32>> {
     let (rows, words, groups) = match (packed.weight.shape.as_slice(), packed.scales.shape.as_slice()) {
@@ -188,7 +188,10 @@ impl Packer {
 }
 
 /// Bits and group size of a quantised module, refused by name unless they are affine.
-pub(super) fn affine_layer(
+///
+/// # Errors
+/// [`Error::Quantization`].
+pub fn affine_layer(
     config: &planish_core::model_config::ModelConfig,
     module: &str,
     path: &Path,

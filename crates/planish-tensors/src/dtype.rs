@@ -51,7 +51,7 @@ impl Dtype {
     /// The name used in safetensors headers.
     ///
     /// ```
-    /// use planish_checkpoint::tensors::Dtype;
+    /// use planish_tensors::Dtype;
     /// assert_eq!(Dtype::BF16.name(), "BF16");
     /// assert_eq!(Dtype::from_name("BF16"), Some(Dtype::BF16));
     /// ```

@@ -9,11 +9,11 @@ use crate::error::{Error, Result};
 /// A tensor in host memory: element type, shape and row-major little-endian bytes.
 ///
 /// ```
-/// use planish_checkpoint::tensors::HostTensor;
+/// use planish_tensors::HostTensor;
 /// let tensor = HostTensor::from_f32(&[2, 1], &[1.0, -2.5]);
 /// assert_eq!(tensor.bytes, [0, 0, 128, 63, 0, 0, 32, 192]);
 /// assert_eq!(tensor.to_f32()?, [1.0, -2.5]);
-/// # Ok::<(), planish_checkpoint::Error>(())
+/// # Ok::<(), planish_tensors::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostTensor {

@@ -64,7 +64,7 @@ impl From<&TensorView<'_>> for TensorInfo {
 ///
 /// ```
 /// use std::collections::BTreeMap;
-/// use planish_checkpoint::tensors::{Dtype, TensorFileWriter, TensorInfo, TensorStore};
+/// use planish_tensors::{Dtype, TensorFileWriter, TensorInfo, TensorStore};
 ///
 /// let dir = tempfile::tempdir()?;
 /// let path = dir.path().join("a.safetensors");

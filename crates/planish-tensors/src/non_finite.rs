@@ -66,7 +66,7 @@ fn element(view: &TensorView<'_>, index: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensors::HostTensor;
+    use crate::HostTensor;
 
     fn check(dtype: Dtype, bad: f32) {
         for at in [0, 1, 4095, 4096, 9999] {
