@@ -392,9 +392,18 @@ const SOFTMAX_GRADIENT: CudaKernel = CudaKernel {
     source: include_str!("cross_entropy.cu"),
 };
 
-/// The plain loss by a kernel of our own on an NVIDIA GPU. Its gradient is for a head that trains.
+/// The plain loss by a kernel of our own on an NVIDIA GPU.
 fn cuda_logit_loss(logits: &Array, targets: &Array) -> Result<(Array, Array, Array)> {
-    let forward = |inputs: &[Array]| softmax_gradient(&inputs[0], &inputs[1]);
+    kernel_logit_loss(softmax_gradient, logits, targets)
+}
+
+/// The plain loss by a kernel that gives loss and gradient of each row of logits. Its own gradient is for a head that trains.
+fn kernel_logit_loss(
+    kernel: fn(&Array, &Array) -> Result<Vec<Array>>,
+    logits: &Array,
+    targets: &Array,
+) -> Result<(Array, Array, Array)> {
+    let forward = move |inputs: &[Array]| kernel(&inputs[0], &inputs[1]);
     let backward = |inputs: &[Array], cotangents: &[Array], outputs: &[Array]| {
         let of_logits = outputs[1].multiply(cotangents[0].expand_dims(-1)?.as_dtype(inputs[0].dtype())?)?;
         Ok::<_, Error>(vec![of_logits, ops::zeros_like(&inputs[1])?])
@@ -420,25 +429,33 @@ fn softmax_gradient(logits: &Array, targets: &Array) -> Result<Vec<Array>> {
     Ok(SOFTMAX_GRADIENT.call(&[logits.clone(), targets.clone()], &launch)?)
 }
 
-/// The plain loss by a kernel of our own.
+/// The plain loss by a kernel of our own on the CPU.
 fn native_logit_loss(logits: &Array, targets: &Array) -> Result<(Array, Array, Array)> {
+    kernel_logit_loss(native_softmax_gradient, logits, targets)
+}
+
+/// Loss of each row, and its gradient.
+fn native_softmax_gradient(logits: &Array, targets: &Array) -> Result<Vec<Array>> {
     let vocabulary = logits.dim(-1) as usize;
-    let specs = [OutputSpec::f32(logits.shape()), OutputSpec::f32(targets.shape())];
+    let specs = [OutputSpec::f32(targets.shape()), OutputSpec::f32(logits.shape())];
     let inputs = [logits.clone(), targets.clone()];
-    let mut outputs = host_kernel("softmax_gradient", &inputs, &specs, move |inputs, outputs| {
-        let [gradient, nll] = outputs else { return };
-        planish_kernels::on_pool(|| {
-            planish_kernels::softmax_gradients(
-                inputs[0].f32(),
-                inputs[1].i32(),
-                vocabulary,
-                gradient.f32_mut(),
-                nll.f32_mut(),
-            );
-        });
-    })?;
-    let nll = outputs.swap_remove(1);
-    Ok((nll.clone(), nll, outputs.swap_remove(0)))
+    Ok(host_kernel(
+        "softmax_gradient",
+        &inputs,
+        &specs,
+        move |inputs, outputs| {
+            let [nll, gradient] = outputs else { return };
+            planish_kernels::on_pool(|| {
+                planish_kernels::softmax_gradients(
+                    inputs[0].f32(),
+                    inputs[1].i32(),
+                    vocabulary,
+                    gradient.f32_mut(),
+                    nll.f32_mut(),
+                );
+            });
+        },
+    )?)
 }
 
 /// `(1 + 2z·log Z)·p − (1 − ε)·onehot − ε/v`; the target's own entry is written last, so that `p − 1` keeps its relative

@@ -71,6 +71,17 @@ impl Kernels {
         })
     }
 
+    /// The fastest on the default device in updates that are compiled.
+    ///
+    /// # Errors
+    /// [`Error::Mlx`].
+    pub fn fastest_compiled() -> Result<Self> {
+        Ok(match Self::fastest()? {
+            native if native.is_native() => Kernels::Composed,
+            other => other,
+        })
+    }
+
     /// Whether our own kernels of the CPU run.
     pub fn is_native(self) -> bool {
         matches!(self, Kernels::Native | Kernels::NativeBf16)
