@@ -27,6 +27,7 @@ enum Action {
     /// A command at the root, with extra environment variables.
     Command(&'static [&'static str], &'static [(&'static str, &'static str)]),
     /// A command for a manifest outside the workspace; skipped aloud while that does not exist.
+    /// It shares the workspace's target directory.
     Outside(&'static str, &'static [&'static str]),
 }
 
@@ -139,7 +140,12 @@ impl Action {
             Self::Outside(_, words) => (words, &[]),
             Self::Command(words, env) => (words, env),
         };
+        let target_dir = repo::root().join("target");
         let status = repo::command(words)
+            .env(
+                "CARGO_TARGET_DIR",
+                std::env::var_os("CARGO_TARGET_DIR").unwrap_or(target_dir.into()),
+            )
             .envs(env.iter().copied())
             .status()
             .context("cannot start it")?;
