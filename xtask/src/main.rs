@@ -13,6 +13,8 @@ mod mlx;
 mod parity;
 mod program;
 mod repo;
+mod size;
+mod source;
 mod tidy;
 
 use std::process::ExitCode;
@@ -45,6 +47,8 @@ enum Command {
     CoremlCheck(coreml_check::Args),
     /// Compare planish's speed with what people would use instead, alternately on the same work
     Bench(bench::Args),
+    /// Count lines, tests, long functions, and public items that nobody outside their crate uses
+    Size(size::Args),
     /// Compare planish with mlx-lm, PEFT and llama.cpp: logits, adapters, GGUF
     Parity(parity::Args),
     /// Kill a run with SIGKILL at random moments, resume it each time, and compare the end bit by bit
@@ -74,6 +78,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Mlx(command) => mlx::run(&command),
         Command::CoremlCheck(args) => coreml_check::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Size(args) => size::run(&args),
         Command::Parity(args) => parity::run(&args),
         Command::CrashTest(args) => crash_test::run(&args),
     }

@@ -91,7 +91,15 @@ pub(crate) fn main(args: &Args) -> u8 {
     }
 }
 
-/// Writes the generated page docs/metal.md.
+/// The page with generated parts, relative to the root.
+pub(crate) use page::PATH as PAGE;
+
+/// Whether those parts are what the tables give.
+pub(crate) fn is_page_current() -> bool {
+    page::is_current(&crate::repo::root())
+}
+
+/// Writes them.
 pub(crate) fn write_page() -> Result<()> {
     page::write(&crate::repo::root())
 }

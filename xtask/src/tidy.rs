@@ -2,10 +2,11 @@
 
 mod files;
 mod layers;
+mod sources;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{configuration_page, repo};
+use crate::{configuration_page, metal_check, repo};
 
 /// One broken rule.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,12 +37,12 @@ impl Finding {
 
 pub(crate) fn run() -> Result<()> {
     let mut findings = file_findings()?;
-    if !configuration_page::is_current() {
-        findings.push(Finding::error(
-            configuration_page::PATH,
-            "is out of date: run cargo xtask docs",
-        ));
-    }
+    let pages = [
+        (configuration_page::PATH, configuration_page::is_current()),
+        (metal_check::PAGE, metal_check::is_page_current()),
+    ];
+    let stale = pages.into_iter().filter(|(_, is_current)| !is_current);
+    findings.extend(stale.map(|(path, _)| Finding::error(path, "is out of date: run cargo xtask docs")));
     findings.extend(crate_findings()?);
     for finding in &findings {
         let kind = if finding.is_advice { "advice" } else { "error" };
@@ -61,6 +62,7 @@ fn file_findings() -> Result<Vec<Finding>> {
         findings.extend(files::check_name(&path));
         if let Ok(text) = String::from_utf8(bytes) {
             findings.extend(files::check_text(&path, &text));
+            findings.extend(sources::check(&path, &text));
         }
     }
     Ok(findings)
@@ -76,8 +78,6 @@ fn crate_findings() -> Result<Vec<Finding>> {
         "--all-features",
     ])?;
     let graph = layers::Graph::from_metadata(&metadata)?;
-    let mut findings = layers::check(&graph);
-    let architecture = std::fs::read_to_string(repo::root().join("ARCHITECTURE.md")).unwrap_or_default();
-    findings.extend(layers::check_listed(&graph, &architecture));
-    Ok(findings)
+    let page = std::fs::read_to_string(repo::root().join(layers::PAGE)).unwrap_or_default();
+    Ok(layers::check(&graph, &layers::Map::read(&page)))
 }

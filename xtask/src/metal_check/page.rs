@@ -11,16 +11,27 @@ use metal_check::wheel;
 
 const MARKS: [&str; 3] = ["status", "wheels", "failures"];
 
-/// Replaces what stands between `<!-- generated: X -->` and `<!-- end: X -->` for each part.
+/// Where the page is, relative to the root.
+pub(crate) const PATH: &str = "docs/metal.md";
+
 pub(super) fn write(root: &Path) -> Result<()> {
-    let path = root.join("docs/metal.md");
+    planish_core::fs::write_atomic(&root.join(PATH), rendered(root)?.as_bytes())?;
+    Ok(())
+}
+
+pub(super) fn is_current(root: &Path) -> bool {
+    std::fs::read_to_string(root.join(PATH)).is_ok_and(|page| rendered(root).is_ok_and(|new| new == page))
+}
+
+/// The page with what stands between `<!-- generated: X -->` and `<!-- end: X -->` replaced for each part.
+fn rendered(root: &Path) -> Result<String> {
+    let path = root.join(PATH);
     let mut page = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let recorded = std::fs::read_to_string(root.join("docs/metal-history.jsonl")).unwrap_or_default();
     for (mark, text) in MARKS.iter().zip([status(&recorded), wheels(), failures()]) {
         page = replace(&page, mark, &text)?;
     }
-    planish_core::fs::write_atomic(&path, page.as_bytes())?;
-    Ok(())
+    Ok(page)
 }
 
 fn replace(page: &str, mark: &str, text: &str) -> Result<String> {

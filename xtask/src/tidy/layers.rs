@@ -8,94 +8,53 @@ use serde_json::Value;
 use super::Finding;
 
 const MLX: &str = "mlx-sys";
+/// Where the rules are stated.
+pub(crate) const PAGE: &str = "ARCHITECTURE.md";
 
-/// Crates that must work where MLX does not build, tests included.
-const WITHOUT_MLX: &[&str] = &[
-    "planish-core",
-    "planish-tensors",
-    "planish-data",
-    "planish-hub",
-    "planish-checkpoint",
-    "planish-kernels",
-    "wheel-fetch",
-    "metal-check",
-    "coreml-mil",
-    "coreai-asset",
-    "planish-export",
-    "xtask",
-];
+/// What ARCHITECTURE.md states about crates: the page is the rule, and no list beside it.
+pub(crate) struct Map {
+    crates: BTreeMap<String, Place>,
+}
 
-/// Our crates from the bottom up, each with those of ours that it may depend on. `*` = any.
-const LAYERS: &[(&str, &[&str])] = &[
-    ("planish-core", &[]),
-    ("wheel-fetch", &[]),
-    ("planish-kernels", &[]),
-    ("metal-check", &[]),
-    ("coreml-mil", &[]),
-    ("coreai-asset", &[]),
-    ("planish-data", &["planish-core"]),
-    ("planish-tensors", &["planish-core"]),
-    ("planish-checkpoint", &["planish-core", "planish-tensors"]),
-    ("planish-hub", &["planish-core", "planish-tensors", "wheel-fetch"]),
-    ("mlx-sys", &["wheel-fetch"]),
-    ("planish-mlx", &["mlx-sys", "planish-core"]),
-    (
-        "planish-backend",
-        &[
-            "metal-check",
-            "planish-core",
-            "planish-checkpoint",
-            "planish-mlx",
-            "mlx-sys",
-        ],
-    ),
-    (
-        "planish-nn",
-        &[
-            "planish-core",
-            "planish-tensors",
-            "planish-checkpoint",
-            "planish-kernels",
-            "planish-mlx",
-            "mlx-sys",
-        ],
-    ),
-    (
-        "planish-loss",
-        &["planish-core", "planish-kernels", "planish-mlx", "mlx-sys"],
-    ),
-    (
-        "planish-train",
-        &[
-            "planish-core",
-            "planish-data",
-            "planish-tensors",
-            "planish-checkpoint",
-            "planish-mlx",
-            "mlx-sys",
-            "planish-backend",
-            "planish-nn",
-            "planish-loss",
-        ],
-    ),
-    (
-        "planish-export",
-        &["coreml-mil", "planish-core", "planish-tensors", "planish-checkpoint"],
-    ),
-    ("planish-cli", &["*"]),
-    ("planish-examples", &["*"]),
-    ("planish-benches", &["*"]),
-    (
-        "xtask",
-        &[
-            "metal-check",
-            "wheel-fetch",
-            "planish-core",
-            "planish-tensors",
-            "planish-checkpoint",
-        ],
-    ),
-];
+/// One row of the page's tables: the last cell lists the crates of ours that this one stands on, or `anything`.
+struct Place {
+    /// Under the heading of the crates that must work where MLX does not build, tests included.
+    is_without_mlx: bool,
+    /// `None`: anything.
+    stands_on: Option<BTreeSet<String>>,
+}
+
+/// Begins the heading of the crates that never reach MLX.
+const WITHOUT_MLX: &str = "Without MLX";
+
+impl Map {
+    /// Reads the tables of the page: rows that begin with a crate's name, under the headings above them.
+    pub(crate) fn read(page: &str) -> Self {
+        let (mut crates, mut is_without_mlx) = (BTreeMap::new(), false);
+        for line in page.lines() {
+            if let Some(heading) = line.strip_prefix('#') {
+                is_without_mlx = heading.trim_start_matches('#').trim().starts_with(WITHOUT_MLX);
+            }
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            if let ["", name, .., stands_on, ""] = cells.as_slice()
+                && let [name] = quoted(name).as_slice()
+            {
+                let stands_on = (*stands_on != "anything").then(|| quoted(stands_on).into_iter().collect());
+                let place = Place {
+                    is_without_mlx,
+                    stands_on,
+                };
+                crates.insert(name.clone(), place);
+            }
+        }
+        Self { crates }
+    }
+}
+
+/// The words in backticks.
+fn quoted(text: &str) -> Vec<String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
 
 /// The packages of a build and what each depends on.
 pub(crate) struct Graph {
@@ -189,57 +148,40 @@ impl Dependency {
     }
 }
 
-pub(crate) fn check(graph: &Graph) -> Vec<Finding> {
+pub(crate) fn check(graph: &Graph, map: &Map) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (id, package) in graph.member_packages() {
-        if WITHOUT_MLX.contains(&package.name.as_str())
+        let Some(place) = map.crates.get(&package.name) else {
+            findings.push(Finding::error(PAGE, format!("has no row for `{}`", package.name)));
+            continue;
+        };
+        if place.is_without_mlx
             && let Some(chain) = graph.path_to(id, MLX)
         {
-            findings.push(Finding::error(
-                &package.name,
-                format!("reaches {MLX}: {}", chain.join(" → ")),
-            ));
+            let chain = chain.join(" → ");
+            findings.push(Finding::error(&package.name, format!("reaches {MLX}: {chain}")));
         }
-        findings.extend(check_layer(graph, package));
+        findings.extend(check_place(graph, package, place));
     }
+    let is_gone = |name: &&String| !graph.member_packages().any(|(_, package)| package.name == **name);
+    let gone = map.crates.keys().filter(is_gone);
+    findings.extend(gone.map(|name| Finding::error(PAGE, format!("has a row for `{name}`, which is no crate"))));
     findings
 }
 
-fn check_layer(graph: &Graph, package: &Package) -> Vec<Finding> {
-    let Some((_, allowed)) = LAYERS.iter().find(|(name, _)| *name == package.name) else {
-        return vec![Finding::error(
-            &package.name,
-            "has no layer: give it one in xtask/src/tidy/layers.rs",
-        )];
-    };
-    let ours = package
-        .dependencies
-        .iter()
-        .filter(|d| !d.is_dev_only && graph.members.contains(&d.id));
-    ours.filter_map(|dependency| graph.packages.get(&dependency.id))
-        .filter(|dependency| !allowed.contains(&"*") && !allowed.contains(&dependency.name.as_str()))
-        .map(|dependency| {
-            Finding::error(
-                &package.name,
-                format!("must not depend on {}: see ARCHITECTURE.md", dependency.name),
-            )
-        })
-        .collect()
-}
-
-/// Every crate has its place in the map that a newcomer reads, by its name or, for `planish-examples` and its like, by its
-/// folder at the root.
-pub(crate) fn check_listed(graph: &Graph, architecture: &str) -> Vec<Finding> {
-    graph
-        .member_packages()
-        .filter(|(_, package)| !is_mentioned(&package.name, architecture))
-        .map(|(_, package)| Finding::error("ARCHITECTURE.md", format!("does not mention `{}`", package.name)))
-        .collect()
-}
-
-fn is_mentioned(name: &str, architecture: &str) -> bool {
-    let folder = name.strip_prefix("planish-").unwrap_or(name);
-    architecture.contains(&format!("`{name}`")) || architecture.contains(&format!("`{folder}/`"))
+/// The row names the dependencies, all of them and no other.
+fn check_place(graph: &Graph, package: &Package, place: &Place) -> Option<Finding> {
+    let allowed = place.stands_on.as_ref()?;
+    let ours = package.dependencies.iter().filter(|d| !d.is_dev_only);
+    let actual: BTreeSet<String> = ours
+        .filter(|dependency| graph.members.contains(&dependency.id))
+        .filter_map(|dependency| Some(graph.packages.get(&dependency.id)?.name.clone()))
+        .collect();
+    let names = |set: &BTreeSet<String>| set.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    (actual != *allowed).then(|| {
+        let (actual, allowed) = (names(&actual), names(allowed));
+        Finding::error(&package.name, format!("depends on [{actual}], {PAGE} says [{allowed}]"))
+    })
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -278,61 +220,70 @@ mod tests {
         }
     }
 
+    const PAGE_TEXT: &str = "### Without MLX: everywhere\n| crate | what | stands on |\n|---|---|---|\n\
+        | `low` | below | |\n| `mid` | between | `low` |\n### On MLX\n| `mlx-sys` | bindings | |\n| `top` | all | anything |\n";
+
     fn messages(edges: &[(&str, &str, &str)]) -> Vec<String> {
-        check(&graph(edges))
-            .into_iter()
-            .map(|finding| finding.message)
-            .collect()
+        let every = [
+            ("low", "y", "dev"),
+            ("mid", "low", "normal"),
+            ("mlx-sys", "y", "dev"),
+            ("top", "y", "dev"),
+        ];
+        let mut graph = graph(&[&every[..], edges].concat());
+        graph.members.retain(|name| !["x", "y"].contains(&name.as_str()));
+        let findings = check(&graph, &Map::read(PAGE_TEXT));
+        findings.into_iter().map(|finding| finding.message).collect()
     }
 
     #[test]
-    fn err_core_reaches_mlx_through_another_crate() {
-        let found = messages(&[
-            ("planish-core", "planish-mlx", "normal"),
-            ("planish-mlx", "mlx-sys", "normal"),
-        ]);
-        assert!(
-            found.contains(&"reaches mlx-sys: planish-core → planish-mlx → mlx-sys".into()),
-            "{found:?}"
+    fn page_that_is_true_is_fine() {
+        assert!(messages(&[("top", "mid", "normal"), ("mid", "x", "normal")]).is_empty());
+    }
+
+    #[test]
+    fn err_crate_reaches_mlx_through_another() {
+        let found = messages(&[("mid", "x", "normal"), ("x", "mlx-sys", "normal")]);
+        assert_eq!(found, ["reaches mlx-sys: mid → x → mlx-sys"]);
+    }
+
+    #[test]
+    fn err_tests_reach_mlx() {
+        assert_eq!(
+            messages(&[("low", "mlx-sys", "dev")]),
+            ["reaches mlx-sys: low → mlx-sys"]
         );
-    }
-
-    #[test]
-    fn err_tests_of_core_reach_mlx() {
-        assert_eq!(messages(&[("planish-core", "mlx-sys", "dev")]).len(), 1);
     }
 
     #[test]
     fn dev_dependency_of_a_dependency_does_not_count() {
-        assert!(
-            messages(&[
-                ("planish-data", "planish-core", "normal"),
-                ("planish-core", "planish-nn", "dev")
-            ])
-            .is_empty()
+        assert!(messages(&[("mid", "x", "normal"), ("x", "mlx-sys", "dev")]).is_empty());
+    }
+
+    #[test]
+    fn err_dependencies_are_not_those_of_the_page() {
+        let found = messages(&[("low", "top", "normal")]);
+        assert_eq!(found, ["depends on [top], ARCHITECTURE.md says []"]);
+        let mut page = Map::read(PAGE_TEXT);
+        page.crates.get_mut("low").unwrap().stands_on = Some(BTreeSet::from(["mid".into()]));
+        assert_eq!(
+            check(&graph(&[("low", "x", "dev")]), &page)[0].message,
+            "depends on [], ARCHITECTURE.md says [mid]"
         );
     }
 
     #[test]
-    fn err_siblings_see_each_other() {
-        let found = messages(&[("planish-data", "planish-checkpoint", "normal")]);
-        assert_eq!(found, ["must not depend on planish-checkpoint: see ARCHITECTURE.md"]);
-    }
-
-    #[test]
-    fn err_crate_without_a_layer() {
-        assert_eq!(messages(&[("planish-novelty", "planish-core", "normal")]).len(), 1);
-    }
-
-    #[test]
-    fn err_crate_missing_from_the_map() {
-        let found = check_listed(
-            &graph(&[("planish-data", "planish-core", "normal")]),
-            "- `planish-data` …",
-        );
+    fn err_crate_without_a_row_and_row_without_a_crate() {
+        let found: Vec<String> = check(
+            &graph(&[("novelty", "low", "dev")]),
+            &Map::read("| `low` | x | |\n| `old` | x | |\n"),
+        )
+        .into_iter()
+        .map(|finding| finding.message)
+        .collect();
         assert_eq!(
             found,
-            [Finding::error("ARCHITECTURE.md", "does not mention `planish-core`")]
+            ["has no row for `novelty`", "has a row for `old`, which is no crate"]
         );
     }
 
@@ -343,7 +294,7 @@ mod tests {
                 {"id": "a 1", "deps": [{"pkg": "b 1", "dep_kinds": [{"kind": "dev"}, {"kind": null}]}]},
                 {"id": "b 1", "deps": []}]}}"#;
         let graph = Graph::from_metadata(json).unwrap();
-        assert_eq!(check(&graph).len(), 1);
+        assert_eq!(graph.path_to("a 1", MLX).unwrap(), ["xtask", "mlx-sys"]);
         assert!(!graph.packages["a 1"].dependencies[0].is_dev_only);
     }
 }
