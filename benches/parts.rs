@@ -21,9 +21,7 @@ use mlx_rs::fast::{ScaledDotProductAttentionMask, rope, scaled_dot_product_atten
 use planish_core::model_config::ModelConfig;
 use planish_data::{BatchPlan, ChatTemplate, DataOptions, Dataset, PlanOptions, TemplateOptions, Tokenizer};
 use planish_kernels::{AttentionShape, Forward, LowRank, PackedLinear, Projections, Rotation};
-use planish_loss::{
-    TokenLossOptions, TrainedPositions, chunked_cross_entropy, chunked_cross_entropy_native, packed_cross_entropy,
-};
+use planish_loss::{Head, HeadKernel, HeadLoss, TrainedPositions, head_loss};
 use planish_mlx::device::{self, DeviceKind};
 use planish_mlx::transforms::value_and_grad;
 use planish_mlx::{Array, Dtype, host};
@@ -141,20 +139,30 @@ fn cross_entropy(criterion: &mut Criterion) {
     let packed = Arc::new(PackedLinear::new(weight.as_slice(), VOCABULARY, WIDTH));
     let targets: Vec<i32> = (0..TOKENS).map(|token| (token * 97 % VOCABULARY) as i32).collect();
     let positions = TrainedPositions::select(&targets, &[1.0; TOKENS]).unwrap();
-    let head = |states: &Array| Ok::<_, planish_loss::Error>(states.matmul(weight.t())?);
-    let gradient = |loss: &dyn Fn(&Array) -> planish_loss::Result<planish_loss::TokenLoss>| -> (f32, Array) {
+    let project = |states: &Array| Ok::<_, planish_loss::Error>(states.matmul(weight.t())?);
+    let how = HeadLoss {
+        chunk_tokens: Some(256),
+        ..HeadLoss::default()
+    };
+    let gradient = |kernel: &HeadKernel| -> (f32, Array) {
+        let head = Head {
+            project: &project,
+            vocab_size: VOCABULARY,
+            kernel: kernel.clone(),
+        };
         let total = |inputs: &[Array]| {
-            let loss = loss(&inputs[0]).map_err(|error| planish_mlx::Error::Operation(error.to_string()))?;
+            let loss = head_loss(&inputs[0], &head, &positions, &how)
+                .map_err(|error| planish_mlx::Error::Operation(error.to_string()))?;
             Ok::<_, planish_mlx::Error>(vec![loss.objective.sum(None)?])
         };
         let (value, mut gradients) = value_and_grad(total, std::slice::from_ref(&hidden), &[0]).unwrap();
         mlx_rs::transforms::eval([&value[0], &gradients[0]]).unwrap();
         (value[0].item_exact(), gradients.remove(0))
     };
-    let options = TokenLossOptions::default();
-    let composed = || gradient(&|hidden| chunked_cross_entropy(hidden, &head, &positions, 256, &options));
-    let native = || gradient(&|hidden| chunked_cross_entropy_native(hidden, &head, &positions, 256, &options));
-    let fused = || gradient(&|hidden| packed_cross_entropy(hidden, &packed, &positions));
+    let packed = HeadKernel::Packed(packed);
+    let composed = || gradient(&HeadKernel::Composed);
+    let native = || gradient(&HeadKernel::Cpu);
+    let fused = || gradient(&packed);
     let (expect, expect_gradient) = composed();
     for (found, tolerance) in [(native(), 1e-4), (fused(), BF16)] {
         assert!((found.0 / expect - 1.0).abs() < tolerance, "{} for {expect}", found.0);

@@ -7,8 +7,7 @@
 //! | module | loss |
 //! |---|---|
 //! | [`cross_entropy()`] | next-token cross-entropy from logits |
-//! | [`chunked_cross_entropy()`] | the same from hidden states, without ever holding all logits |
-//! | [`packed_cross_entropy()`] | the same through a head packed in bf16, in one CPU kernel |
+//! | [`head_loss()`] | the same from hidden states, without ever holding all logits; by MLX's operations or kernels of our own |
 //! | [`distrust`] | weights for examples from authority and provenance (pure f64 host code) |
 //! | [`dpo`] | direct preference optimisation |
 //! | [`orpo`] | odds-ratio preference optimisation |
@@ -16,18 +15,15 @@
 //! Shape letters: `b` rows, `l` tokens of a row, `t` trained tokens, `d` hidden size, `v` vocabulary, `n` sequences.
 
 mod error;
+mod positions;
 
-pub mod chunked_cross_entropy;
 pub mod cross_entropy;
 pub mod distrust;
 pub mod dpo;
+pub mod head_loss;
 pub mod orpo;
-pub mod packed_cross_entropy;
 
-pub use chunked_cross_entropy::{
-    Head, TrainedPositions, chunked_cross_entropy, chunked_cross_entropy_fused, chunked_cross_entropy_native,
-    chunked_cross_entropy_traced,
-};
 pub use cross_entropy::{TokenLoss, TokenLossOptions, cross_entropy, weighted_sum};
 pub use error::{Error, Result};
-pub use packed_cross_entropy::{packed_cross_entropy, packed_token_nll};
+pub use head_loss::{Head, HeadKernel, HeadLoss, head_loss};
+pub use positions::TrainedPositions;

@@ -7,6 +7,7 @@ use std::ffi::{CString, c_char};
 use mlx_rs::{Array, Dtype, Stream};
 
 use crate::device::{self, DeviceFact, DeviceKind};
+use crate::ops::exactly;
 use crate::raw::{ArrayList, check};
 use crate::{Error, Result, install_error_handler};
 
@@ -65,11 +66,11 @@ impl CudaKernel {
     ///
     /// # Errors
     /// [`Error::Mlx`] on a device that is no NVIDIA GPU. What the compiler refuses is an error of the evaluation.
-    pub fn call(&self, inputs: &[Array], launch: &Launch<'_>) -> Result<Vec<Array>> {
+    pub fn call<const N: usize, const M: usize>(&self, inputs: [&Array; N], launch: &Launch<'_>) -> Result<[Array; M]> {
         install_error_handler();
         let function = Function::new(self)?;
         let config = Config::new(launch)?;
-        let inputs = ArrayList::of(inputs)?;
+        let inputs = ArrayList::of(&inputs.map(Array::clone))?;
         let mut outputs = ArrayList::empty();
         let stream = Stream::thread_local_or_default();
         // SAFETY: all handles are live; MLX copies what it keeps.
@@ -83,7 +84,7 @@ impl CudaKernel {
             )
         };
         check(status, self.name)?;
-        outputs.to_vec()
+        exactly(outputs.to_vec()?)
     }
 }
 
@@ -228,9 +229,10 @@ mod tests {
             element: Dtype::Float32,
             outputs: &[(&[3], Dtype::Float32)],
         };
-        let outcome = ADD.call(&[x.clone(), x], &launch);
+        let outcome: Result<[Array; 1]> = ADD.call([&x, &x], &launch);
         if is_supported().unwrap() {
-            assert_eq!(outcome.unwrap()[0].as_slice::<f32>(), &[2.0, 4.0, 6.0]);
+            let [z] = outcome.unwrap();
+            assert_eq!(z.as_slice::<f32>(), &[2.0, 4.0, 6.0]);
         } else {
             assert!(matches!(outcome, Err(Error::Mlx { .. })), "{outcome:?}");
         }

@@ -56,6 +56,15 @@ pub enum Error {
         shape: Option<Vec<i32>>,
     },
 
+    /// MLX, or a function that it called, gave another number of arrays than the caller counts on: a mistake in this program.
+    #[error("a function gave {found} arrays where {expected} were expected; please report this")]
+    ArrayCount {
+        /// Arrays that were expected.
+        expected: usize,
+        /// Arrays that came.
+        found: usize,
+    },
+
     /// Host kernels take and give f32, i32 and u32.
     #[error("host kernel {kernel}: an array is {dtype:?}; expected Float32, Int32 or Uint32")]
     HostKernelDtype {

@@ -8,6 +8,7 @@ use std::slice;
 
 use mlx_rs::{Array, Dtype};
 
+use crate::ops::exactly;
 use crate::raw::{ArrayList, check};
 use crate::{Error, Result, install_error_handler};
 
@@ -26,15 +27,40 @@ use crate::{Error, Result, install_error_handler};
 /// ```
 /// use planish_mlx::{Array, Error, host_kernel::{host_kernel, OutputSpec}};
 /// let x = Array::from_slice(&[1_f32, 2.0, 3.0], &[3]);
-/// let doubled = host_kernel("double", &[x], &[OutputSpec::f32(&[3])], |inputs, outputs| {
-///     for (y, x) in outputs[0].f32_mut().iter_mut().zip(inputs[0].f32()) {
+/// let [doubled] = host_kernel("double", [&x], [OutputSpec::f32(&[3])], |[x], [y]| {
+///     for (y, x) in y.f32_mut().iter_mut().zip(x.f32()) {
 ///         *y = 2.0 * x;
 ///     }
 /// })?;
-/// assert_eq!(doubled[0].as_slice::<f32>(), &[2.0, 4.0, 6.0]);
+/// assert_eq!(doubled.as_slice::<f32>(), &[2.0, 4.0, 6.0]);
 /// # Ok::<(), Error>(())
 /// ```
-pub fn host_kernel<F>(name: &'static str, inputs: &[Array], outputs: &[OutputSpec], kernel: F) -> Result<Vec<Array>>
+pub fn host_kernel<F, const N: usize, const M: usize>(
+    name: &'static str,
+    inputs: [&Array; N],
+    outputs: [OutputSpec; M],
+    kernel: F,
+) -> Result<[Array; M]>
+where
+    F: Fn(&[Input<'_>; N], &mut [Output<'_>; M]) + Send + Sync + 'static,
+{
+    let kernel = move |inputs: &[Input<'_>], outputs: &mut [Output<'_>]| match (inputs.try_into(), outputs.try_into()) {
+        (Ok(inputs), Ok(outputs)) => kernel(inputs, outputs),
+        _ => unreachable!("{name} gets {N} inputs and {M} outputs"),
+    };
+    exactly(host_kernel_many(name, &inputs.map(Array::clone), &outputs, kernel)?)
+}
+
+/// [`host_kernel`] for arrays whose number is known when the program runs.
+///
+/// # Errors
+/// As there.
+pub fn host_kernel_many<F>(
+    name: &'static str,
+    inputs: &[Array],
+    outputs: &[OutputSpec],
+    kernel: F,
+) -> Result<Vec<Array>>
 where
     F: Fn(&[Input<'_>], &mut [Output<'_>]) + Send + Sync + 'static,
 {
@@ -212,31 +238,27 @@ unsafe fn words_mut<'a>(buffer: &Buffer) -> &'a mut [u32] {
 mod tests {
     use super::*;
 
-    fn negate(x: &Array) -> Result<Vec<Array>> {
-        host_kernel(
-            "negate",
-            std::slice::from_ref(x),
-            &[OutputSpec::f32(x.shape())],
-            |inputs, outputs| {
-                for (y, x) in outputs[0].f32_mut().iter_mut().zip(inputs[0].f32()) {
-                    *y = -x;
-                }
-            },
-        )
+    fn negate(x: &Array) -> Result<Array> {
+        let [y] = host_kernel("negate", [x], [OutputSpec::f32(x.shape())], |[x], [y]| {
+            for (y, x) in y.f32_mut().iter_mut().zip(x.f32()) {
+                *y = -x;
+            }
+        })?;
+        Ok(y)
     }
 
     #[test]
     fn inputs_arrive_row_contiguous() {
         let x = Array::from_slice(&[1_f32, 2.0, 3.0, 4.0, 5.0, 6.0], &[2, 3]);
         let y = negate(&x.t()).unwrap();
-        assert_eq!(y[0].shape(), &[3, 2]);
-        assert_eq!(y[0].as_slice::<f32>(), &[-1.0, -4.0, -2.0, -5.0, -3.0, -6.0]);
+        assert_eq!(y.shape(), &[3, 2]);
+        assert_eq!(y.as_slice::<f32>(), &[-1.0, -4.0, -2.0, -5.0, -3.0, -6.0]);
     }
 
     #[test]
     fn kernels_chain_with_other_operations() {
         let x = Array::from_slice(&[1_f32, -2.0], &[2]);
-        let y = &negate(&x.add(Array::from_f32(1.0)).unwrap()).unwrap()[0];
+        let y = negate(&x.add(Array::from_f32(1.0)).unwrap()).unwrap();
         let z = y.multiply(Array::from_f32(3.0)).unwrap();
         assert_eq!(z.as_slice::<f32>(), &[-6.0, 3.0]);
     }
@@ -246,15 +268,15 @@ mod tests {
         let factor = std::sync::Arc::new(3_f32);
         let captured = factor.clone();
         let x = Array::from_slice(&[1_f32, 2.0], &[2]);
-        let outputs = host_kernel("scale", &[x], &[OutputSpec::f32(&[2])], move |inputs, outputs| {
-            for (y, x) in outputs[0].f32_mut().iter_mut().zip(inputs[0].f32()) {
+        let [y] = host_kernel("scale", [&x], [OutputSpec::f32(&[2])], move |[x], [y]| {
+            for (y, x) in y.f32_mut().iter_mut().zip(x.f32()) {
                 *y = *captured * x;
             }
         })
         .unwrap();
         assert_eq!(std::sync::Arc::strong_count(&factor), 2);
-        assert_eq!(outputs[0].as_slice::<f32>(), &[3.0, 6.0]);
-        drop(outputs);
+        assert_eq!(y.as_slice::<f32>(), &[3.0, 6.0]);
+        drop(y);
         // The stream may still hold its task for a moment.
         for _ in 0..1000 {
             if std::sync::Arc::strong_count(&factor) == 1 {
@@ -269,28 +291,24 @@ mod tests {
     fn several_outputs_of_different_shapes() {
         let x = Array::from_slice(&[1_f32, 2.0, 3.0, 4.0], &[2, 2]);
         let specs = [OutputSpec::f32(&[2]), OutputSpec::f32(&[])];
-        let sums = host_kernel("sums", &[x], &specs, |inputs, outputs| {
-            let rows: Vec<f32> = inputs[0].f32().chunks(2).map(|row| row.iter().sum()).collect();
-            outputs[1].f32_mut()[0] = rows.iter().sum();
-            outputs[0].f32_mut().copy_from_slice(&rows);
+        let [of_rows, of_all] = host_kernel("sums", [&x], specs, |[x], [of_rows, of_all]| {
+            let rows: Vec<f32> = x.f32().chunks(2).map(|row| row.iter().sum()).collect();
+            of_all.f32_mut()[0] = rows.iter().sum();
+            of_rows.f32_mut().copy_from_slice(&rows);
         })
         .unwrap();
-        assert_eq!(sums[0].as_slice::<f32>(), &[3.0, 7.0]);
-        assert_eq!(sums[1].item_exact::<f32>(), 10.0);
+        assert_eq!(of_rows.as_slice::<f32>(), &[3.0, 7.0]);
+        assert_eq!(of_all.item_exact::<f32>(), 10.0);
     }
 
     #[test]
     fn err_panic_in_a_kernel_fails_the_evaluation() {
         let x = Array::from_slice(&[1_f32], &[1]);
-        let y = host_kernel("broken", &[x], &[OutputSpec::f32(&[1])], |_, _| panic!("on purpose")).unwrap();
-        let error = y[0].eval().unwrap_err();
+        let [y] = host_kernel("broken", [&x], [OutputSpec::f32(&[1])], |_, _| panic!("on purpose")).unwrap();
+        let error = y.eval().unwrap_err();
         assert!(error.to_string().contains("broken"), "{error}");
         let x = Array::from_slice(&[1_f32], &[1]);
-        assert_eq!(
-            negate(&x).unwrap()[0].as_slice::<f32>(),
-            &[-1.0],
-            "the stream still works"
-        );
+        assert_eq!(negate(&x).unwrap().as_slice::<f32>(), &[-1.0], "the stream still works");
     }
 
     #[test]

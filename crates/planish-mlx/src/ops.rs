@@ -4,7 +4,18 @@
 
 use mlx_rs::{Array, Stream};
 
-use crate::{Result, raw};
+use crate::{Error, Result, raw};
+
+/// The `N` arrays of a list.
+///
+/// # Errors
+/// [`Error::ArrayCount`] for a list of another length.
+pub fn exactly<const N: usize>(arrays: Vec<Array>) -> Result<[Array; N]> {
+    arrays.try_into().map_err(|arrays: Vec<Array>| Error::ArrayCount {
+        expected: N,
+        found: arrays.len(),
+    })
+}
 
 /// The part of `array` from `start` (inclusive) to `stop` (exclusive), one index per axis.
 ///

@@ -116,7 +116,7 @@ where
 {
     let forward = Rc::new(RefCell::new(function));
     let again = forward.clone();
-    custom_vjp(
+    custom_vjp_many(
         move |inputs: &[Array]| (*forward.borrow_mut())(inputs),
         move |inputs: &[Array], cotangents: &[Array], outputs: &[Array]| {
             recomputed_gradients(&mut *again.borrow_mut(), inputs, cotangents, outputs)
@@ -195,15 +195,46 @@ where
 /// ```
 /// use planish_mlx::{Array, Error, transforms::{custom_vjp, value_and_grad}};
 /// // The identity, with a gradient ten times too large.
-/// let forward = |inputs: &[Array]| Ok::<_, Error>(inputs.to_vec());
-/// let backward = |_: &[Array], cotangents: &[Array], _: &[Array]| {
-///     Ok::<_, Error>(vec![cotangents[0].multiply(Array::from_f32(10.0))?])
-/// };
-/// let (_, grads) = value_and_grad(|a| custom_vjp(forward, backward, a), &[Array::from_f32(3.0)], &[0])?;
+/// let identity = |[x]: &[Array; 1]| Ok::<_, Error>([x.clone()]);
+/// let backward = |_: &[Array; 1], [of_y]: &[Array; 1], _: &[Array; 1]| Ok([of_y.multiply(Array::from_f32(10.0))?]);
+/// let objective = |a: &[Array]| Ok::<_, Error>(custom_vjp(identity, backward, [&a[0]])?.to_vec());
+/// let (_, grads) = value_and_grad(objective, &[Array::from_f32(3.0)], &[0])?;
 /// assert_eq!(grads[0].item_exact::<f32>(), 10.0);
 /// # Ok::<(), Error>(())
 /// ```
-pub fn custom_vjp<E, F, B>(forward: F, backward: B, inputs: &[Array]) -> Result<Vec<Array>, E>
+pub fn custom_vjp<E, F, B, const N: usize, const M: usize>(
+    mut forward: F,
+    mut backward: B,
+    inputs: [&Array; N],
+) -> Result<[Array; M], E>
+where
+    E: CallbackError,
+    F: FnMut(&[Array; N]) -> Result<[Array; M], E> + 'static,
+    B: FnMut(&[Array; N], &[Array; M], &[Array; M]) -> Result<[Array; N], E> + 'static,
+{
+    let outputs = custom_vjp_many::<E, _, _>(
+        move |inputs: &[Array]| Ok(forward(of_known_length(inputs)?)?.to_vec()),
+        move |inputs: &[Array], cotangents: &[Array], outputs: &[Array]| {
+            let outputs = of_known_length(outputs)?;
+            Ok(backward(of_known_length(inputs)?, of_known_length(cotangents)?, outputs)?.to_vec())
+        },
+        &inputs.map(Array::clone),
+    )?;
+    Ok(ops::exactly(outputs)?)
+}
+
+fn of_known_length<const N: usize>(arrays: &[Array]) -> Result<&[Array; N], Error> {
+    arrays.try_into().map_err(|_| Error::ArrayCount {
+        expected: N,
+        found: arrays.len(),
+    })
+}
+
+/// [`custom_vjp`] for arrays whose number is known when the program runs.
+///
+/// # Errors
+/// What `forward` or `backward` return.
+pub fn custom_vjp_many<E, F, B>(forward: F, backward: B, inputs: &[Array]) -> Result<Vec<Array>, E>
 where
     E: CallbackError,
     F: FnMut(&[Array]) -> Result<Vec<Array>, E> + 'static,
@@ -540,9 +571,10 @@ mod tests {
 
     #[test]
     fn err_in_the_backward_rule_reaches_the_outer_caller() {
-        let forward = |inputs: &[Array]| Ok::<_, TestError>(inputs.to_vec());
-        let backward = |_: &[Array], _: &[Array], _: &[Array]| Err::<Vec<Array>, _>(TestError::Refused);
-        let result = value_and_grad(|a| custom_vjp(forward, backward, a), &[scalar(1.0)], &[0]);
+        let forward = |[x]: &[Array; 1]| Ok::<_, TestError>([x.clone()]);
+        let backward = |_: &[Array; 1], _: &[Array; 1], _: &[Array; 1]| Err(TestError::Refused);
+        let objective = |a: &[Array]| Ok(custom_vjp(forward, backward, [&a[0]])?.to_vec());
+        let result = value_and_grad(objective, &[scalar(1.0)], &[0]);
         assert!(matches!(result, Err(TestError::Refused)));
     }
 

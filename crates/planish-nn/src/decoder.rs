@@ -1,4 +1,4 @@
-use planish_mlx::{Array, transforms};
+use planish_mlx::{Array, ops, transforms};
 
 use crate::attention::{Attention, Position};
 use crate::cache::KvCache;
@@ -167,7 +167,7 @@ impl Block {
         let n_parameters = inputs.len() - 1;
         inputs.extend(key);
         let (mut block, mask, turns) = (self.clone(), mask.clone(), turns.cloned());
-        let outputs = transforms::checkpoint::<Error, _>(
+        let [y] = ops::exactly(transforms::checkpoint::<Error, _>(
             move |inputs| {
                 let Some((x, rest)) = inputs.split_first() else {
                     return Ok(Vec::new());
@@ -179,11 +179,8 @@ impl Block {
                 Ok(vec![y.sum(shape)?])
             },
             &inputs,
-        )?;
-        outputs
-            .into_iter()
-            .next()
-            .ok_or(Error::TrainableCount { expected: 1, found: 0 })
+        )?)?;
+        Ok(y)
     }
 
     fn linears_mut(&mut self) -> [(&'static str, &mut Linear); LINEARS_PER_BLOCK] {

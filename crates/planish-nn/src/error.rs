@@ -22,6 +22,10 @@ pub enum Error {
     #[error(transparent)]
     Mlx(#[from] planish_mlx::Error),
 
+    /// A loss was given what it cannot take.
+    #[error(transparent)]
+    Loss(#[from] planish_loss::Error),
+
     /// The configuration or the target modules are wrong.
     #[error(transparent)]
     Config(#[from] planish_core::Error),

@@ -30,21 +30,21 @@ pub(crate) use rotation::Turns;
 use planish_mlx::Array;
 use planish_mlx::cuda_kernel::{self, CudaKernel, Launch};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Ranks above this are too many for the registers of a thread.
 const LARGEST_RANK: i32 = 16;
 
 /// Runs `kernel` where there is an NVIDIA GPU, else `composed`.
-fn kernel_or(
+fn kernel_or<const N: usize, const M: usize>(
     kernel: &CudaKernel,
-    inputs: &[Array],
+    inputs: [&Array; N],
     launch: &Launch<'_>,
-    composed: impl FnOnce(&[Array]) -> Result<Vec<Array>>,
-) -> Result<Vec<Array>> {
+    composed: impl FnOnce() -> Result<[Array; M]>,
+) -> Result<[Array; M]> {
     match cuda_kernel::is_supported()? {
         true => Ok(kernel.call(inputs, launch)?),
-        false => composed(inputs),
+        false => composed(),
     }
 }
 
@@ -54,6 +54,12 @@ fn on_device(constant: &Array) -> Result<Array> {
     let moved = constant.add(none(constant)?)?;
     moved.eval()?;
     Ok(moved)
+}
+
+/// MLX called a function with other arrays than it was given.
+fn wrong_count(expected: usize, arrays: &[Array]) -> Error {
+    let found = arrays.len();
+    planish_mlx::Error::ArrayCount { expected, found }.into()
 }
 
 /// Zeros for what gets no gradient.

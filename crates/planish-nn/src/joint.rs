@@ -5,10 +5,10 @@
 
 use planish_mlx::{Array, Dtype, ops};
 
+use crate::Result;
 use crate::dropout::DropoutKeys;
 use crate::linear::{Linear, LinearBase};
 use crate::lora::LoraAdapter;
-use crate::{Error, Result};
 
 /// The weights and biases of several layers, laid end to end.
 #[derive(Debug, Clone)]
@@ -90,11 +90,7 @@ impl Joint {
         let Some((joint, adapters)) = joint.zip(Linear::adapters_to_share(&layers, x, keys)) else {
             return Linear::forward_together(layers, x, keys);
         };
-        let outputs = joint.forward(&adapters, x)?;
-        outputs.try_into().map_err(|outputs: Vec<Array>| Error::TrainableCount {
-            expected: N,
-            found: outputs.len(),
-        })
+        Ok(ops::exactly(joint.forward(&adapters, x)?)?)
     }
 }
 
@@ -115,10 +111,11 @@ fn blocks(adapters: &[&LoraAdapter], dtype: Dtype) -> Result<Array> {
 }
 
 /// Matrices on the diagonal of one.
-pub(crate) fn diagonal(parts: &[Array]) -> Result<Array> {
-    let total: i32 = parts.iter().map(|part| part.dim(1)).sum();
+pub(crate) fn diagonal<'a>(parts: impl IntoIterator<Item = &'a Array, IntoIter: Clone>) -> Result<Array> {
+    let parts = parts.into_iter();
+    let total: i32 = parts.clone().map(|part| part.dim(1)).sum();
     let mut before = 0;
-    let mut bands = Vec::with_capacity(parts.len());
+    let mut bands = Vec::new();
     for part in parts {
         let after = total - before - part.dim(1);
         bands.push(mlx_rs::ops::pad(part, &[(0, 0), (before, after)][..], None, None)?);
@@ -132,6 +129,7 @@ mod tests {
     use planish_mlx::transforms::value_and_grad;
 
     use super::*;
+    use crate::Error;
 
     fn random(seed: u64, shape: &[i32], size: f32) -> Array {
         let key = mlx_rs::random::key(seed).unwrap();

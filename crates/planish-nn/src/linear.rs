@@ -1,11 +1,12 @@
 use std::sync::Arc;
 
 use planish_kernels::PackedLinear;
+use planish_mlx::ops::exactly;
 use planish_mlx::{Array, Dtype};
 
 use crate::dropout::DropoutKeys;
 use crate::lora::LoraAdapter;
-use crate::native::{self, Kernels, Part, only};
+use crate::native::{self, Kernels, Part};
 use crate::parameters::{Parameters, Role, Visitor, join};
 use crate::{Error, Result};
 
@@ -96,10 +97,7 @@ impl Linear {
                 .collect::<Result<Vec<_>>>()?,
             None => Self::forward_apart(&layers, x, keys)?,
         };
-        outputs.try_into().map_err(|outputs: Vec<Array>| Error::TrainableCount {
-            expected: N,
-            found: outputs.len(),
-        })
+        Ok(exactly(outputs)?)
     }
 
     fn forward_apart(layers: &[&Linear], x: &Array, keys: Option<&DropoutKeys>) -> Result<Vec<Array>> {
@@ -220,7 +218,8 @@ impl LinearBase {
                     weight: weight.clone(),
                     update: None,
                 };
-                only(native::linears(x, &[part])?)
+                let [y] = exactly(native::linears(x, &[part])?)?;
+                Ok(y)
             }
             LinearBase::Affine {
                 packed,

@@ -2,7 +2,7 @@ use mlx_rs::ops::sigmoid;
 use planish_mlx::{Array, Dtype, ops, transforms};
 
 use crate::dropout::DropoutKeys;
-use crate::native::{self, Kernels, only};
+use crate::native::{self, Kernels};
 use crate::parameters::{Parameters, Visitor, join};
 use crate::{Error, Linear, Result};
 
@@ -43,20 +43,21 @@ fn gated(gate: &Array, up: &Array) -> Result<Array> {
 ///
 /// `∂up = c · silu(gate)`, `∂gate = c · up · s · (1 + gate · (1 − s))`, `s = sigmoid(gate)`, `c` the gradient of the output.
 fn gated_again(gate: &Array, up: &Array) -> Result<Array> {
-    let forward = |inputs: &[Array]| Ok::<_, Error>(vec![gated(&inputs[0], &inputs[1])?]);
-    let backward = |inputs: &[Array], cotangents: &[Array], _: &[Array]| {
-        let (up, cotangent) = (&inputs[1], &cotangents[0]);
-        // Apart from the forward pass, and from each other: each becomes one fused kernel in a trace, which shares nothing
-        // that it would have to write down.
-        let gate = ops::after(&inputs[0], std::slice::from_ref(cotangent))?;
-        let of_up = cotangent.multiply(gate.multiply(sigmoid(&gate)?)?)?;
-        let gate = ops::after(&inputs[0], std::slice::from_ref(&of_up))?;
-        let (s, one) = (sigmoid(&gate)?, Array::from_f32(1.0).as_dtype(gate.dtype())?);
-        let slope = s.multiply(one.add(gate.multiply(one.subtract(&s)?)?)?)?;
-        Ok(vec![cotangent.multiply(up)?.multiply(slope)?, of_up])
-    };
-    let outputs = transforms::custom_vjp(forward, backward, &[gate.clone(), up.clone()])?;
-    only(outputs)
+    let [inner] = transforms::custom_vjp(
+        |[gate, up]: &[Array; 2]| Ok::<_, Error>([gated(gate, up)?]),
+        |[gate_of_forward, up]: &[Array; 2], [cotangent]: &[Array; 1], _: &[Array; 1]| {
+            // Apart from the forward pass, and from each other: each becomes one fused kernel in a trace, which shares nothing
+            // that it would have to write down.
+            let gate = ops::after(gate_of_forward, std::slice::from_ref(cotangent))?;
+            let of_up = cotangent.multiply(gate.multiply(sigmoid(&gate)?)?)?;
+            let gate = ops::after(gate_of_forward, std::slice::from_ref(&of_up))?;
+            let (s, one) = (sigmoid(&gate)?, Array::from_f32(1.0).as_dtype(gate.dtype())?);
+            let slope = s.multiply(one.add(gate.multiply(one.subtract(&s)?)?)?)?;
+            Ok([cotangent.multiply(up)?.multiply(slope)?, of_up])
+        },
+        [gate, up],
+    )?;
+    Ok(inner)
 }
 
 impl Parameters for SwiGlu {

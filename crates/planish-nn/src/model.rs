@@ -4,6 +4,8 @@ use std::sync::Arc;
 use planish_core::model_config::ModelConfig;
 use planish_core::target_modules::resolve;
 use planish_kernels::PackedLinear;
+use planish_loss::{Head, HeadKernel, HeadLoss, TokenLoss, TrainedPositions};
+use planish_mlx::cuda_kernel;
 use planish_mlx::device::{self, DeviceKind};
 use planish_mlx::{Array, Dtype};
 use planish_tensors::{LoadReport, LoadRules, TensorStore};
@@ -208,23 +210,30 @@ impl Model {
         self.decoder.logits(hidden)
     }
 
-    /// The output head's weight `[v, d]` if logits are `hidden · weightᵀ` and nothing else: no adapter on the head, not
-    /// quantised, and not itself trained. A loss may then skip the full logits.
-    pub fn plain_head(&self) -> Option<Array> {
-        let base = match &self.decoder.head {
-            Some(head) if head.adapter.is_some() || head.bias.is_some() => return None,
-            Some(head) => &head.base,
-            None => &self.decoder.embedding.table,
+    /// Cross-entropy of the trained positions from [`hidden`](Self::hidden) states `[b, l, d]`: `[t]`, f32, in nats.
+    ///
+    /// # Errors
+    /// [`Error::Loss`] when the positions were made for another batch; [`Error::Mlx`].
+    pub fn head_loss(&self, hidden: &Array, positions: &TrainedPositions, how: &HeadLoss) -> Result<TokenLoss> {
+        let head = Head {
+            project: &|states: &Array| self.logits(states),
+            vocab_size: self.config.vocab_size,
+            kernel: self.head_kernel()?,
         };
-        match base {
-            crate::LinearBase::Dense { weight } if self.trainable == Trainable::Adapters => Some(weight.clone()),
-            _ => None,
-        }
+        planish_loss::head_loss(hidden, &head, positions, how)
     }
 
-    /// The output head packed in bf16, if logits are a product with it and nothing else, for a loss that computes them in
-    /// passing.
-    pub fn packed_head(&self) -> Option<Arc<PackedLinear>> {
+    fn head_kernel(&self) -> Result<HeadKernel> {
+        Ok(match self.kernels {
+            Kernels::Composed => HeadKernel::Composed,
+            Kernels::Native | Kernels::NativeBf16 => self.packed_head().map_or(HeadKernel::Cpu, HeadKernel::Packed),
+            Kernels::Fused if cuda_kernel::is_supported()? => HeadKernel::Cuda,
+            Kernels::Fused => HeadKernel::Composed,
+        })
+    }
+
+    /// The output head packed in bf16, if logits are a product with it and nothing else.
+    fn packed_head(&self) -> Option<Arc<PackedLinear>> {
         match &self.decoder.head {
             Some(head) if head.adapter.is_some() || head.bias.is_some() => None,
             Some(head) => match &head.base {

@@ -11,8 +11,7 @@ mod vector;
 
 use planish_mlx::cuda_kernel;
 use planish_mlx::device::{self, DeviceKind};
-use planish_mlx::host_kernel::{Input, Output, OutputSpec, host_kernel};
-use planish_mlx::transforms::CallbackError;
+use planish_mlx::host_kernel::{Input, Output, OutputSpec, host_kernel, host_kernel_many};
 use planish_mlx::{Array, Dtype};
 
 pub(crate) use attention::{Heads, attention};
@@ -106,36 +105,35 @@ impl Kernels {
     }
 }
 
-/// A kernel in the graph that runs on the pool's threads.
-fn kernel<F>(name: &'static str, inputs: &[Array], outputs: &[Vec<i32>], run: F) -> Result<Vec<Array>>
+/// A kernel in the graph that runs on the pool's threads; its outputs are f32 of these shapes.
+fn kernel<F, const N: usize, const M: usize>(
+    name: &'static str,
+    inputs: [&Array; N],
+    shapes: [&[i32]; M],
+    run: F,
+) -> Result<[Array; M]>
 where
-    F: Fn(&[Input<'_>], &mut [Output<'_>]) + Send + Sync + 'static,
+    F: Fn(&[Input<'_>; N], [&mut [f32]; M]) + Send + Sync + 'static,
 {
-    let specs: Vec<OutputSpec> = outputs.iter().map(|shape| OutputSpec::f32(shape)).collect();
-    Ok(host_kernel(name, inputs, &specs, move |inputs, outputs| {
-        planish_kernels::on_pool(|| run(inputs, outputs))
+    Ok(host_kernel(
+        name,
+        inputs,
+        shapes.map(OutputSpec::f32),
+        move |inputs, outputs| {
+            let outputs = outputs.each_mut().map(Output::f32_mut);
+            planish_kernels::on_pool(|| run(inputs, outputs));
+        },
+    )?)
+}
+
+/// The same for arrays whose number is known when the program runs.
+fn kernel_many<F>(name: &'static str, inputs: &[Array], shapes: &[Vec<i32>], run: F) -> Result<Vec<Array>>
+where
+    F: Fn(&[Input<'_>], Vec<&mut [f32]>) + Send + Sync + 'static,
+{
+    let specs: Vec<OutputSpec> = shapes.iter().map(|shape| OutputSpec::f32(shape)).collect();
+    Ok(host_kernel_many(name, inputs, &specs, move |inputs, outputs| {
+        let outputs = outputs.iter_mut().map(Output::f32_mut).collect();
+        planish_kernels::on_pool(|| run(inputs, outputs));
     })?)
-}
-
-/// The only output of a kernel that has one.
-pub(crate) fn only(arrays: Vec<Array>) -> Result<Array> {
-    arrays
-        .into_iter()
-        .next()
-        .ok_or(Error::TrainableCount { expected: 1, found: 0 })
-}
-
-/// [`planish_mlx::transforms::custom_vjp`] with this crate's error.
-fn with_gradient<F, B>(forward: F, backward: B, inputs: &[Array]) -> Result<Vec<Array>>
-where
-    F: FnMut(&[Array]) -> Result<Vec<Array>> + 'static,
-    B: FnMut(&[Array], &[Array], &[Array]) -> Result<Vec<Array>> + 'static,
-    Error: CallbackError,
-{
-    planish_mlx::transforms::custom_vjp(forward, backward, inputs)
-}
-
-/// The mutable slices of the outputs, in order.
-fn slices<'a>(outputs: &'a mut [Output<'_>]) -> impl Iterator<Item = &'a mut [f32]> {
-    outputs.iter_mut().map(Output::f32_mut)
 }

@@ -3,10 +3,11 @@
 use planish_core::model_config::ModelConfig;
 use planish_core::target_modules::resolve;
 use planish_core::units::format_bytes;
+use planish_loss::head_loss::{CHUNK_TOKENS, automatic_chunk};
+use planish_mlx::device::DeviceKind;
 
 use crate::options::{TrainOptions, Tuning};
 use crate::recipes::Recipe;
-use crate::window::{CHUNK_TOKENS, automatic_chunk};
 use crate::{Error, Result};
 
 /// Bytes that a run is expected to hold at its peak, by what they are for.
@@ -115,7 +116,7 @@ fn activations(config: &ModelConfig, options: &TrainOptions, rows: u64, length: 
 
 fn logits(config: &ModelConfig, options: &TrainOptions, positions: usize) -> u64 {
     let row = config.vocab_size * size_of::<f32>();
-    let automatic = automatic_chunk(positions, config.vocab_size);
+    let automatic = automatic_chunk(DeviceKind::Cpu, positions, config.vocab_size);
     let at_once = options.chunk_tokens.unwrap_or(automatic).min(positions);
     // A head that trains keeps every chunk's logits until the backward pass.
     let kept = if options.tuning == Tuning::Full {

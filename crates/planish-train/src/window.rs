@@ -2,11 +2,7 @@
 
 use mlx_rs::{Array, transforms::eval};
 use planish_data::{Batch, Window};
-use planish_loss::{
-    TokenLoss, TokenLossOptions, TrainedPositions, chunked_cross_entropy, chunked_cross_entropy_native,
-    packed_cross_entropy, packed_token_nll,
-};
-use planish_mlx::device::{self, DeviceKind};
+use planish_loss::{HeadLoss, TokenLoss, TokenLossOptions, TrainedPositions};
 use planish_mlx::transforms::value_and_grad;
 use planish_nn::{AttentionMask, Model, Training};
 
@@ -16,15 +12,6 @@ use crate::recipes::preference::Figures;
 use crate::recipes::{About, BatchObjective, Objective, Outcome};
 use crate::update::Place;
 use crate::{Error, Result, clip, seeds};
-
-/// Logits of a chunk may take this much before chunks get smaller.
-pub(crate) const LOGITS_BYTES: usize = 128 << 20;
-/// The same on a GPU, where products of 1024 rows are faster than of half as many.
-const LOGITS_BYTES_GPU: usize = 512 << 20;
-/// A chunk on a GPU that does not hold everything is a multiple of this.
-const CHUNK_STEP_GPU: usize = 128;
-/// Trained positions of a chunk when all at once would take more.
-pub(crate) const CHUNK_TOKENS: usize = 1024;
 
 /// Gradients and losses of a window.
 pub(crate) struct WindowGradients {
@@ -157,39 +144,6 @@ pub(crate) fn model_inputs(batch: &Batch) -> (Array, AttentionMask) {
     (ids, mask)
 }
 
-/// Trained positions whose logits exist at one time.
-pub(crate) fn chunk_tokens(options: &TrainOptions, trained: usize, vocab_size: usize) -> Result<usize> {
-    match options.chunk_tokens {
-        Some(chunk) => Ok(chunk),
-        None if device::default_kind()? == DeviceKind::Gpu => Ok(gpu_chunk(trained, vocab_size)),
-        None => Ok(automatic_chunk(trained, vocab_size)),
-    }
-}
-
-/// All positions where their logits take up to [`LOGITS_BYTES`], else as many as do, and at most [`CHUNK_TOKENS`].
-pub(crate) fn automatic_chunk(trained: usize, vocab_size: usize) -> usize {
-    chunk_within(LOGITS_BYTES, trained, vocab_size)
-}
-
-/// The same with [`LOGITS_BYTES_GPU`], in whole steps.
-fn gpu_chunk(trained: usize, vocab_size: usize) -> usize {
-    let chunk = chunk_within(LOGITS_BYTES_GPU, trained, vocab_size);
-    if chunk < trained && chunk > CHUNK_STEP_GPU {
-        chunk / CHUNK_STEP_GPU * CHUNK_STEP_GPU
-    } else {
-        chunk
-    }
-}
-
-fn chunk_within(bytes: usize, trained: usize, vocab_size: usize) -> usize {
-    let that_fit = (bytes / (vocab_size * size_of::<f32>()).max(1)).max(1);
-    if trained <= that_fit {
-        trained.max(1)
-    } else {
-        that_fit.min(CHUNK_TOKENS)
-    }
-}
-
 /// Cross-entropy of the trained positions, for training or, with `None`, as the model is used.
 pub(crate) fn token_losses(
     model: &Model,
@@ -204,20 +158,12 @@ pub(crate) fn token_losses(
         Some(training) => model.hidden_for_training(&ids, &mask, training)?,
         None => model.hidden(&ids, &mask, None)?,
     };
-    let head = |states: &Array| Ok::<_, Error>(model.logits(states)?);
-    let chunk = chunk_tokens(options, positions.len(), model.config().vocab_size)?;
-    match model.packed_head() {
-        Some(packed) if loss.is_plain() && training.is_some() => Ok(packed_cross_entropy(&hidden, &packed, positions)?),
-        Some(packed) if loss.is_plain() => {
-            let nll = packed_token_nll(&hidden, &packed, positions)?;
-            Ok(TokenLoss {
-                objective: nll.clone(),
-                nll,
-            })
-        }
-        _ if model.kernels().is_native() => chunked_cross_entropy_native(&hidden, &head, positions, chunk, loss),
-        _ => chunked_cross_entropy(&hidden, &head, positions, chunk, loss),
-    }
+    let how = HeadLoss {
+        terms: *loss,
+        chunk_tokens: options.chunk_tokens,
+        is_trained: training.is_some(),
+    };
+    Ok(model.head_loss(&hidden, positions, &how)?)
 }
 
 fn differentiate(
@@ -346,19 +292,6 @@ mod tests {
             total = total.add(weighted_sum(&loss.objective, &weights).unwrap()).unwrap();
         }
         total.divide(Array::from_f32(window.target_tokens as f32)).unwrap()
-    }
-
-    #[test]
-    fn chunks_are_bounded_by_memory_and_by_count() {
-        assert_eq!(automatic_chunk(500, 32_000), 500);
-        assert_eq!(automatic_chunk(0, 32_000), 1);
-        assert_eq!(automatic_chunk(4096, 32_000), 1024);
-        assert_eq!(automatic_chunk(4096, 131_072), 256);
-        assert_eq!(automatic_chunk(10, 1 << 40), 1);
-        assert_eq!(gpu_chunk(4096, 128_256), 1024);
-        assert_eq!(gpu_chunk(4096, 151_936), 768);
-        assert_eq!(gpu_chunk(500, 151_936), 500);
-        assert_eq!(gpu_chunk(4096, 49_152), 1024);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 use mlx_rs::{Array, Dtype, transforms::fallible_vjp};
 use planish_loss::{
-    Error, TokenLoss, TokenLossOptions, TrainedPositions, chunked_cross_entropy, chunked_cross_entropy_traced,
-    cross_entropy, weighted_sum,
+    Error, Head, HeadKernel, HeadLoss, Result, TokenLoss, TokenLossOptions, TrainedPositions, cross_entropy, head_loss,
+    weighted_sum,
 };
 
 use crate::reference::{assert_close, gradient, linear_objective, noise, to_f64, token_objective};
@@ -76,8 +76,40 @@ fn chunked(
     chunk: usize,
     o: &TokenLossOptions,
 ) -> TokenLoss {
+    chunked_by(HeadKernel::Composed, hidden, head, positions, chunk, o)
+}
+
+fn chunked_by(
+    kernel: HeadKernel,
+    hidden: &Array,
+    head: &Array,
+    positions: &TrainedPositions,
+    chunk: usize,
+    o: &TokenLossOptions,
+) -> TokenLoss {
     let project = |h: &Array| Ok::<_, Error>(h.matmul(head.transpose()?)?);
-    chunked_cross_entropy(hidden, &project, positions, chunk, o).unwrap()
+    projected(kernel, hidden, &project, positions, chunk, o).unwrap()
+}
+
+fn projected(
+    kernel: HeadKernel,
+    hidden: &Array,
+    project: &dyn Fn(&Array) -> Result<Array>,
+    positions: &TrainedPositions,
+    chunk: usize,
+    o: &TokenLossOptions,
+) -> Result<TokenLoss> {
+    let head = Head {
+        project,
+        vocab_size: VOCABULARY,
+        kernel,
+    };
+    let how = HeadLoss {
+        terms: *o,
+        chunk_tokens: Some(chunk),
+        is_trained: true,
+    };
+    head_loss(hidden, &head, positions, &how)
 }
 
 fn value_and_gradients(inputs: &[Array], loss: impl Fn(&[Array]) -> Array) -> (f32, Vec<Vec<f32>>) {
@@ -137,12 +169,11 @@ fn filled_up(batch: &Batch, all: bool) -> (TrainedPositions, Array) {
 }
 
 #[test]
-fn traced_loss_equals_chunked_loss_whatever_fills_its_positions_up() {
+fn loss_is_the_same_whatever_fills_its_positions_up() {
     let batch = Batch::new();
     for dtype in [Dtype::Float32, Dtype::Bfloat16] {
         let hidden = batch.hidden().as_dtype(dtype).unwrap();
         let head = batch.head().as_dtype(dtype).unwrap();
-        let project = |h: &Array| Ok::<_, Error>(h.matmul(head.transpose()?)?);
         for o in all_options() {
             let of = |loss: &dyn Fn(&Array) -> Array| {
                 let (value, gradients) = fallible_vjp(
@@ -159,22 +190,22 @@ fn traced_loss_equals_chunked_loss_whatever_fills_its_positions_up() {
             };
             let plain = of(&|h| {
                 let positions = batch.positions();
-                let loss = chunked_cross_entropy(h, &project, &positions, 2, &o).unwrap();
+                let loss = chunked(h, &head, &positions, 2, &o);
                 weighted_sum(&loss.objective, &positions.weights()).unwrap()
             });
             for all in [false, true] {
-                let traced = of(&|h| {
+                let filled = of(&|h| {
                     let (positions, weights) = filled_up(&batch, all);
-                    let loss = chunked_cross_entropy_traced(h, &project, &positions, 3, &o).unwrap();
+                    let loss = chunked(h, &head, &positions, 3, &o);
                     weighted_sum(&loss.objective, &weights).unwrap()
                 });
                 assert!(
-                    (traced.0 / plain.0 - 1.0).abs() < 1e-6,
-                    "{dtype:?} {o:?}: {traced:?} {plain:?}"
+                    (filled.0 / plain.0 - 1.0).abs() < 1e-6,
+                    "{dtype:?} {o:?}: {filled:?} {plain:?}"
                 );
                 // Products of chunks of other sizes may be summed in another order.
                 let tolerance = if dtype == Dtype::Float32 { 1e-6 } else { 1e-2 };
-                for (a, b) in traced.1.iter().zip(&plain.1) {
+                for (a, b) in filled.1.iter().zip(&plain.1) {
                     assert!(
                         (a - b).abs() <= tolerance * b.abs().max(0.1),
                         "{dtype:?} {o:?}: {a} is not {b}"
@@ -186,15 +217,13 @@ fn traced_loss_equals_chunked_loss_whatever_fills_its_positions_up() {
 }
 
 #[test]
-fn traced_loss_keeps_a_nan_of_an_untrained_position_out_of_the_gradient() {
+fn a_nan_of_an_untrained_position_stays_out_of_the_gradient() {
     let batch = Batch::new();
     let mut hidden = batch.hidden.clone();
     hidden[..DIMS].fill(f32::NAN);
-    let head = batch.head();
-    let project = |h: &Array| Ok::<_, Error>(h.matmul(head.transpose()?)?);
     let (value, gradients) = value_and_gradients(&[Array::from_slice(&hidden, &[2, 4, DIMS as i32])], |a| {
         let (positions, weights) = filled_up(&batch, true);
-        let loss = chunked_cross_entropy_traced(&a[0], &project, &positions, 3, &options(0.0, 0.0)).unwrap();
+        let loss = chunked(&a[0], &batch.head(), &positions, 3, &options(0.0, 0.0));
         weighted_sum(&loss.objective, &weights).unwrap()
     });
     assert!(
@@ -237,14 +266,16 @@ fn chunked_loss_equals_full_loss_with_its_gradients() {
         let logits = a[0].matmul(a[1].transpose().unwrap()).unwrap();
         weighted_sum(&cross_entropy(&logits, &targets, &o).unwrap().objective, &weights).unwrap()
     });
-    let (chunks, gradients) = value_and_gradients(&inputs, |a| {
-        let loss = chunked(&a[0], &a[1], &positions, 2, &o);
-        weighted_sum(&loss.objective, &positions.weights()).unwrap()
-    });
-    assert!((full - chunks).abs() < 1e-5 * full.abs());
-    assert_close(&gradients[0], &to_f64(&full_gradients[0]), 1e-5);
-    // A head that is trained gets its gradient too, by ordinary differentiation.
-    assert_close(&gradients[1], &to_f64(&full_gradients[1]), 1e-5);
+    for kernel in [HeadKernel::Composed, HeadKernel::Cpu] {
+        let (chunks, gradients) = value_and_gradients(&inputs, |a| {
+            let loss = chunked_by(kernel.clone(), &a[0], &a[1], &positions, 2, &o);
+            weighted_sum(&loss.objective, &positions.weights()).unwrap()
+        });
+        assert!((full - chunks).abs() < 1e-5 * full.abs(), "{kernel:?}");
+        assert_close(&gradients[0], &to_f64(&full_gradients[0]), 1e-5);
+        // A head that is trained gets its gradient too, by ordinary differentiation.
+        assert_close(&gradients[1], &to_f64(&full_gradients[1]), 1e-5);
+    }
 }
 
 #[test]
@@ -294,7 +325,15 @@ fn masked_positions_get_no_gradient_and_no_head_work() {
         seen.set(seen.get().max(h.dim(0)));
         Ok::<_, Error>(h.matmul(head.transpose()?)?)
     };
-    let loss = chunked_cross_entropy(&batch.hidden(), &project, &positions, 64, &options(0.0, 0.0)).unwrap();
+    let loss = projected(
+        HeadKernel::Composed,
+        &batch.hidden(),
+        &project,
+        &positions,
+        64,
+        &options(0.0, 0.0),
+    )
+    .unwrap();
     assert_eq!(loss.nll.shape(), [5]);
     assert_eq!(seen.get(), 5);
     let (_, gradients) = value_and_gradients(&[batch.hidden()], |a| {
@@ -405,7 +444,16 @@ fn err_shapes_and_empty_batches_are_named() {
     let other = TrainedPositions::select(&[1, 2, 3], &[1.0; 3]).unwrap();
     let head = batch.head();
     let project = |h: &Array| Ok::<_, Error>(h.matmul(head.transpose()?)?);
-    let run = |positions, chunk| chunked_cross_entropy(&batch.hidden(), &project, positions, chunk, &options(0.0, 0.0));
+    let run = |positions: &TrainedPositions, chunk| {
+        projected(
+            HeadKernel::Composed,
+            &batch.hidden(),
+            &project,
+            positions,
+            chunk,
+            &options(0.0, 0.0),
+        )
+    };
     assert!(matches!(run(&other, 2), Err(Error::ShapeMismatch { .. })));
     assert!(matches!(run(&batch.positions(), 0), Err(Error::OutOfRange { .. })));
     assert!(options(1.0, 0.0).check().is_err() && options(0.0, -1.0).check().is_err());
@@ -427,7 +475,14 @@ fn err_in_the_head_comes_back_unchanged() {
         }
         Ok(h.matmul(batch.head().transpose()?)?)
     };
-    let refused = chunked_cross_entropy(&batch.hidden(), &project, &batch.positions(), 64, &options(0.0, 0.0));
+    let refused = projected(
+        HeadKernel::Composed,
+        &batch.hidden(),
+        &project,
+        &batch.positions(),
+        64,
+        &options(0.0, 0.0),
+    );
     assert!(matches!(refused, Err(Error::LengthMismatch { what: "made up", .. })));
 }
 

@@ -2,13 +2,13 @@
 
 use mlx_rs::ops::concatenate;
 use planish_mlx::cuda_kernel::{CudaKernel, Launch};
-use planish_mlx::transforms::custom_vjp;
+use planish_mlx::ops::exactly;
+use planish_mlx::transforms::{custom_vjp, custom_vjp_many};
 use planish_mlx::{Array, Dtype};
 
 use super::{LARGEST_RANK, kernel_or, on_device};
 use crate::joint;
 use crate::linear::{Linear, LinearBase};
-use crate::native::only;
 use crate::{Error, Result};
 
 /// Layers that read one input, at most.
@@ -120,7 +120,8 @@ pub(super) fn inner(layers: &[&Linear], packing: &Packing, dtype: Dtype) -> Resu
     let (packing, again) = (packing.clone(), packing.clone());
     let forward = move |parts: &[Array]| Ok::<_, Error>(vec![packed(parts, &packing)?]);
     let backward = move |parts: &[Array], cotangents: &[Array], _: &[Array]| unpacked(&cotangents[0], parts, &again);
-    only(custom_vjp(forward, backward, &parts)?)
+    let [packed] = exactly(custom_vjp_many(forward, backward, &parts)?)?;
+    Ok(packed)
 }
 
 /// `B` of a layer `[rank, output_dims]`; zeros without adapter.
@@ -139,15 +140,14 @@ pub(super) fn diagonal_sizes(layers: [&Linear; MOST], rank: i32) -> Result<Array
 
 /// `B` of three layers on the diagonal, `[3 · rank, sum of output_dims]`.
 pub(super) fn outer_diagonal(layers: [&Linear; MOST], sizes: &Array, rank: i32, dtype: Dtype) -> Result<Array> {
-    let parts: Vec<Array> = layers
-        .iter()
-        .map(|layer| outer(layer, rank, dtype))
-        .collect::<Result<_>>()?;
+    let [one, two, three] = layers.map(|layer| outer(layer, rank, dtype));
     let (sizes, again) = (sizes.clone(), sizes.clone());
-    let forward = move |parts: &[Array]| Ok::<_, Error>(vec![diagonal(parts, &sizes)?]);
-    let backward =
-        move |parts: &[Array], cotangents: &[Array], _: &[Array]| diagonal_back(&cotangents[0], parts, &again);
-    only(custom_vjp(forward, backward, &parts)?)
+    let [matrix] = custom_vjp(
+        move |parts: &[Array; MOST]| diagonal(parts, &sizes),
+        move |parts: &[Array; MOST], [of_matrix]: &[Array; 1], _: &[Array; 1]| diagonal_back(of_matrix, parts, &again),
+        [&one?, &two?, &three?],
+    )?;
+    Ok(matrix)
 }
 
 fn launch<'a>([width, rows]: [i32; 2], element: Dtype, outputs: &'a [(&'a [i32], Dtype)]) -> Launch<'a> {
@@ -161,35 +161,33 @@ fn launch<'a>([width, rows]: [i32; 2], element: Dtype, outputs: &'a [(&'a [i32],
 }
 
 fn packed(parts: &[Array], packing: &Packing) -> Result<Array> {
-    let (width, rows, dtype) = (parts[0].dim(0), parts[0].dim(1) * parts.len() as i32, parts[0].dtype());
-    let (factors, sizes) = (packing.factors.clone(), packing.sizes.clone());
-    let place = |i: usize| parts.get(i).unwrap_or(&parts[0]).clone();
-    let arguments = [place(0), place(1), place(2), factors, sizes];
+    let first = &parts[0];
+    let (width, rows, dtype) = (first.dim(0), first.dim(1) * parts.len() as i32, first.dtype());
+    let [one, two, three] = [0, 1, 2].map(|i: usize| parts.get(i).unwrap_or(first));
     let outputs = [(&[rows, width][..], dtype)];
-    only(kernel_or(
+    let [packed] = kernel_or(
         &PACK,
-        &arguments,
+        [one, two, three, &packing.factors, &packing.sizes],
         &launch([width, rows], dtype, &outputs),
-        |_| {
+        || {
             let bands = parts.iter().zip(&packing.scales).map(|(part, &scale)| {
                 let scaled = part.as_dtype(Dtype::Float32)?.multiply(Array::from_f32(scale))?;
                 Ok(scaled.as_dtype(dtype)?.t())
             });
-            Ok(vec![concatenate(&bands.collect::<Result<Vec<_>>>()?, 0)?])
+            Ok([concatenate(&bands.collect::<Result<Vec<_>>>()?, 0)?])
         },
-    )?)
+    )?;
+    Ok(packed)
 }
 
 /// Gradients of the matrices from that of what they were packed to.
 fn unpacked(gradient: &Array, parts: &[Array], packing: &Packing) -> Result<Vec<Array>> {
     let (width, rank, dtype) = (parts[0].dim(0), parts[0].dim(1), parts[0].dtype());
-    let (factors, sizes) = (packing.factors.clone(), packing.sizes.clone());
     let shape = |i: usize| if i < parts.len() { vec![width, rank] } else { vec![1] };
     let shapes = [shape(0), shape(1), shape(2)];
-    let outputs = [0, 1, 2].map(|i: usize| (&shapes[i][..], dtype));
-    let arguments = [gradient.clone(), factors, sizes];
+    let outputs = shapes.each_ref().map(|shape| (&shape[..], dtype));
     let launch = launch([width, rank * parts.len() as i32], dtype, &outputs);
-    let mut outputs = kernel_or(&UNPACK, &arguments, &launch, |_| {
+    let unpacked: [Array; MOST] = kernel_or(&UNPACK, [gradient, &packing.factors, &packing.sizes], &launch, || {
         let cuts: Vec<i32> = (1..parts.len() as i32).map(|i| i * rank).collect();
         let bands = match cuts.as_slice() {
             [] => vec![gradient.clone()],
@@ -199,41 +197,36 @@ fn unpacked(gradient: &Array, parts: &[Array], packing: &Packing) -> Result<Vec<
             let scaled = band.as_dtype(Dtype::Float32)?.multiply(Array::from_f32(scale))?;
             Ok(scaled.as_dtype(dtype)?.t())
         });
-        scaled.collect()
+        let mut unpacked: Vec<Array> = scaled.collect::<Result<_>>()?;
+        unpacked.resize(MOST, gradient.clone()); // as the kernel gives something for layers that are not there
+        Ok(exactly(unpacked)?)
     })?;
-    outputs.truncate(parts.len());
-    Ok(outputs)
+    Ok(unpacked.into_iter().take(parts.len()).collect())
 }
 
-fn diagonal(parts: &[Array], sizes: &Array) -> Result<Array> {
-    let (rank, dtype) = (parts[0].dim(0), parts[0].dtype());
-    let total: i32 = parts.iter().map(|part| part.dim(1)).sum();
-    let mut arguments = parts.to_vec();
-    arguments.push(sizes.clone());
+fn diagonal([one, two, three]: &[Array; MOST], sizes: &Array) -> Result<[Array; 1]> {
+    let (rank, dtype) = (one.dim(0), one.dtype());
+    let total = one.dim(1) + two.dim(1) + three.dim(1);
     let outputs = [(&[MOST as i32 * rank, total][..], dtype)];
     let launch = launch([total, MOST as i32 * rank], dtype, &outputs);
-    only(kernel_or(&DIAGONAL, &arguments, &launch, |_| {
-        Ok(vec![joint::diagonal(parts)?])
-    })?)
+    kernel_or(&DIAGONAL, [one, two, three, sizes], &launch, || {
+        Ok([joint::diagonal([one, two, three])?])
+    })
 }
 
-fn diagonal_back(gradient: &Array, parts: &[Array], sizes: &Array) -> Result<Vec<Array>> {
+fn diagonal_back(gradient: &Array, parts: &[Array; MOST], sizes: &Array) -> Result<[Array; MOST]> {
     let (rank, dtype) = (parts[0].dim(0), parts[0].dtype());
-    let outputs: Vec<(&[i32], Dtype)> = parts.iter().map(|part| (part.shape(), dtype)).collect();
+    let outputs = parts.each_ref().map(|part| (part.shape(), dtype));
     let launch = launch([gradient.dim(1), rank], dtype, &outputs);
-    kernel_or(&DIAGONAL_BACK, &[gradient.clone(), sizes.clone()], &launch, |_| {
-        let mut before = 0;
-        let mut own = Vec::with_capacity(parts.len());
-        for (i, part) in parts.iter().enumerate() {
-            let (top, width) = (i as i32 * rank, part.dim(1));
-            own.push(planish_mlx::ops::slice(
-                gradient,
-                &[top, before],
-                &[top + rank, before + width],
-            )?);
-            before += width;
+    kernel_or(&DIAGONAL_BACK, [gradient, sizes], &launch, || {
+        let (mut top, mut before) = (0, 0);
+        let mut own = Vec::with_capacity(MOST);
+        for part in parts {
+            let end = [top + rank, before + part.dim(1)];
+            own.push(planish_mlx::ops::slice(gradient, &[top, before], &end)?);
+            [top, before] = end;
         }
-        Ok(own)
+        Ok(exactly(own)?)
     })
 }
 

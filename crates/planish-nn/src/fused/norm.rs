@@ -1,9 +1,10 @@
 use planish_mlx::cuda_kernel::{CudaKernel, Launch, VECTORS};
-use planish_mlx::transforms::custom_vjp;
+use planish_mlx::ops::exactly;
+use planish_mlx::transforms::custom_vjp_many;
 use planish_mlx::{Array, Dtype};
 
 use super::output::Pending;
-use super::{kernel_or, none};
+use super::{kernel_or, none, wrong_count};
 use crate::{Error, Result, RmsNorm};
 
 const FORWARD: CudaKernel = CudaKernel {
@@ -84,18 +85,18 @@ pub(super) fn normed(pending: &Pending, norm: &RmsNorm, a: Option<&Array>) -> Re
     inputs.extend(pending.base.clone());
     inputs.extend(pending.update.iter().flat_map(|(u, b)| [u.clone(), b.clone()]));
     let forward = move |inputs: &[Array]| {
-        let inputs = given.of(inputs).ok_or_else(incomplete)?;
+        let inputs = given.of(inputs).ok_or_else(|| wrong_count(2, inputs))?;
         let [h, normed] = summed(&inputs, eps)?;
-        let mut outputs = vec![h, normed];
-        if let Some(a) = inputs.a {
-            outputs.push(outputs[1].matmul(a.t())?);
-        }
-        Ok::<_, Error>(outputs)
+        let inner = inputs.a.map(|a| normed.matmul(a.t())).transpose()?;
+        Ok::<_, Error>([h, normed].into_iter().chain(inner).collect())
     };
     let backward = move |inputs: &[Array], cotangents: &[Array], outputs: &[Array]| {
-        let inputs = given.of(inputs).ok_or_else(incomplete)?;
+        let inputs = given.of(inputs).ok_or_else(|| wrong_count(2, inputs))?;
         let of_inner = inputs.a.zip(cotangents.get(2));
-        let [dh, normed] = input_gradient(&outputs[0], inputs.weight, &cotangents[..2], of_inner, eps)?;
+        let ([h, ..], [of_h, of_normed, ..]) = (outputs, cotangents) else {
+            return Err(wrong_count(2, cotangents));
+        };
+        let [dh, normed] = input_gradient(h, inputs.weight, [of_h, of_normed], of_inner, eps)?;
         let mut gradients = vec![dh.clone(), none(inputs.weight)?];
         if let Some((_, of_inner)) = of_inner {
             gradients.push(of_inner.t().matmul(normed)?);
@@ -106,19 +107,14 @@ pub(super) fn normed(pending: &Pending, norm: &RmsNorm, a: Option<&Array>) -> Re
         }
         Ok::<_, Error>(gradients)
     };
-    let mut outputs = custom_vjp(forward, backward, &inputs)?.into_iter();
-    let (Some(residual), Some(normed)) = (outputs.next(), outputs.next()) else {
-        return Err(incomplete());
-    };
+    let mut outputs = custom_vjp_many(forward, backward, &inputs)?;
+    let inner = a.and_then(|_| outputs.pop());
+    let [residual, normed] = exactly(outputs)?;
     Ok(Normed {
         residual,
         normed,
-        inner: outputs.next(),
+        inner,
     })
-}
-
-fn incomplete() -> Error {
-    Error::TrainableCount { expected: 2, found: 0 }
 }
 
 fn constants(h: &Array, eps: f32, rank: i32) -> [(&'static str, usize); 6] {
@@ -158,25 +154,23 @@ fn summed(inputs: &Inputs<'_>, eps: f32) -> Result<[Array; 2]> {
         element: dtype,
         outputs: &[(inputs.h.shape(), dtype), (inputs.h.shape(), dtype)],
     };
-    let arguments = [inputs.h, base, u, b, inputs.weight].map(Array::clone);
-    let outputs = kernel_or(&FORWARD, &arguments, &launch, |_| {
+    kernel_or(&FORWARD, [inputs.h, base, u, b, inputs.weight], &launch, || {
         let mut h = inputs.h.add(base)?;
         if rank > 0 {
             h = mlx_rs::ops::addmm(h, u, b, None, None)?;
         }
         let normed = mlx_rs::fast::rms_norm(&h, Some(inputs.weight), eps)?;
-        Ok(vec![h, normed])
-    })?;
-    Ok([outputs[0].clone(), outputs[1].clone()])
+        Ok([h, normed])
+    })
 }
 
 /// The gradient of `h`, and its norm once more, which is cheaper to compute again than to keep.
 ///
-/// `cotangents` of the sum and of its norm · `of_inner`: `a` and the cotangent of the product with it.
+/// `of_h`, `of_normed`: cotangents of the sum and of its norm · `of_inner`: `a` and the cotangent of the product with it.
 fn input_gradient(
     h: &Array,
     weight: &Array,
-    cotangents: &[Array],
+    [of_h, of_normed]: [&Array; 2],
     of_inner: Option<(&Array, &Array)>,
     eps: f32,
 ) -> Result<[Array; 2]> {
@@ -191,24 +185,23 @@ fn input_gradient(
         element: dtype,
         outputs: &[(h.shape(), dtype), (if rank > 0 { h.shape() } else { &[1] }, dtype)],
     };
-    let arguments = [h, weight, &cotangents[0], &cotangents[1], du, a].map(Array::clone);
-    let composed = |arguments: &[Array]| composed_gradient(arguments, rank, eps);
-    let outputs = kernel_or(&BACKWARD, &arguments, &launch, composed)?;
-    Ok([outputs[0].clone(), outputs[1].clone()])
+    let inputs = [h, weight, of_h, of_normed, du, a];
+    kernel_or(&BACKWARD, inputs, &launch, || composed_gradient(inputs, rank, eps))
 }
 
 /// `dh + s·g − s³·x·mean(g·x)`, `g = w·(dn + du a)`, `s = 1/sqrt(mean(x²) + eps)`.
-fn composed_gradient(arguments: &[Array], rank: i32, eps: f32) -> Result<Vec<Array>> {
-    let wide = |i: usize| arguments[i].as_dtype(Dtype::Float32);
-    let (x, w, dh, mut of_norm) = (wide(0)?, wide(1)?, wide(2)?, wide(3)?);
+fn composed_gradient([x, w, dh, dn, du, a]: [&Array; 6], rank: i32, eps: f32) -> Result<[Array; 2]> {
+    let normed = mlx_rs::fast::rms_norm(x, Some(w), eps)?;
+    let dtype = x.dtype();
+    let wide = |array: &Array| array.as_dtype(Dtype::Float32);
+    let (x, w, dh, mut of_norm) = (wide(x)?, wide(w)?, wide(dh)?, wide(dn)?);
     if rank > 0 {
-        of_norm = of_norm.add(wide(4)?.matmul(wide(5)?)?)?;
+        of_norm = of_norm.add(wide(du)?.matmul(wide(a)?)?)?;
     }
     let g = of_norm.multiply(w)?;
     let scale = x.square()?.mean_axis(-1, true)?.add(Array::from_f32(eps))?.rsqrt()?;
     let cube = scale.square()?.multiply(&scale)?;
     let slope = g.multiply(&x)?.mean_axis(-1, true)?.multiply(cube)?;
     let dx = dh.add(g.multiply(scale)?)?.subtract(x.multiply(slope)?)?;
-    let normed = mlx_rs::fast::rms_norm(&arguments[0], Some(&arguments[1]), eps)?;
-    Ok(vec![dx.as_dtype(arguments[0].dtype())?, normed])
+    Ok([dx.as_dtype(dtype)?, normed])
 }

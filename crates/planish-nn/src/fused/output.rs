@@ -56,25 +56,15 @@ pub(super) fn output(layer: &Linear, packing: Option<&Packing>, x: &Array, resid
 
 /// `x Wᵀ` and `x aᵀ`.
 fn read(x: &Array, weight: &Array, a: Array) -> Result<[Array; 2]> {
-    let forward = |inputs: &[Array]| {
-        let [x, weight, a] = inputs else {
-            return Ok(Vec::new());
-        };
-        Ok::<_, Error>(vec![x.matmul(weight.t())?, x.matmul(a.t())?])
-    };
-    let backward = |inputs: &[Array], cotangents: &[Array], _: &[Array]| {
-        let ([x, weight, a], [dy, du]) = (inputs, cotangents) else {
-            return Ok(Vec::new());
-        };
-        // The small product upon the large one: a summand slows the large one down.
-        let dx = addmm(dy.matmul(weight)?, du, a, None, None)?;
-        Ok::<_, Error>(vec![dx, none(weight)?, du.t().matmul(x)?])
-    };
-    let outputs = custom_vjp(forward, backward, &[x.clone(), weight.clone(), a])?;
-    outputs.try_into().map_err(|outputs: Vec<Array>| Error::TrainableCount {
-        expected: 2,
-        found: outputs.len(),
-    })
+    custom_vjp(
+        |[x, weight, a]: &[Array; 3]| Ok::<_, Error>([x.matmul(weight.t())?, x.matmul(a.t())?]),
+        |[x, weight, a]: &[Array; 3], [dy, du]: &[Array; 2], _: &[Array; 2]| {
+            // The small product upon the large one: a summand slows the large one down.
+            let dx = addmm(dy.matmul(weight)?, du, a, None, None)?;
+            Ok([dx, none(weight)?, du.t().matmul(x)?])
+        },
+        [x, weight, &a],
+    )
 }
 
 /// `residual + layer(x)` where `u = x aᵀ` is there already.

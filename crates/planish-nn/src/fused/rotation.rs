@@ -1,8 +1,9 @@
 use planish_mlx::cuda_kernel::{CudaKernel, Launch, VECTORS};
-use planish_mlx::transforms::custom_vjp;
+use planish_mlx::ops::exactly;
+use planish_mlx::transforms::custom_vjp_many;
 use planish_mlx::{Array, Dtype};
 
-use super::{kernel_or, none};
+use super::{kernel_or, none, wrong_count};
 use crate::mask::{MaskRule, ReadyMask};
 use crate::rope::Rope;
 use crate::{Error, Result};
@@ -84,31 +85,42 @@ pub(super) fn rotated(y: &Array, update: Option<(&Array, &Array)>, turns: &Turns
     if let Some((u, b)) = update {
         inputs.extend([u.clone(), b.clone()]);
     }
-    let forward = move |inputs: &[Array]| turned(inputs, heads);
+    let forward = move |inputs: &[Array]| {
+        let (y, turns, update) = cut(inputs)?;
+        Ok(turned(y, turns, update, heads)?.to_vec())
+    };
     let backward = move |inputs: &[Array], cotangents: &[Array], _: &[Array]| {
-        let dy = turned_back(inputs, cotangents, heads)?;
-        let mut gradients = vec![dy.clone(), none(&inputs[1])?, none(&inputs[2])?];
-        if let [_, _, _, u, b] = inputs {
+        let (y, [cosines, sines], update) = cut(inputs)?;
+        let dy = turned_back(y, [cosines, sines], cotangents, heads)?;
+        let mut gradients = vec![dy.clone(), none(cosines)?, none(sines)?];
+        if let Some([u, b]) = update {
             gradients.extend([dy.matmul(b.t())?, u.t().matmul(&dy)?]);
         }
         Ok::<_, Error>(gradients)
     };
-    let outputs = custom_vjp(forward, backward, &inputs)?;
-    outputs.try_into().map_err(|outputs: Vec<Array>| Error::TrainableCount {
-        expected: 3,
-        found: outputs.len(),
-    })
+    Ok(exactly(custom_vjp_many(forward, backward, &inputs)?)?)
 }
 
-fn constants(inputs: &[Array], heads: Heads, rank: usize) -> [(&'static str, usize); 9] {
+/// `y`, cosines and sines, and the update where there is one.
+type Parts<'a> = (&'a Array, [&'a Array; 2], Option<[&'a Array; 2]>);
+
+fn cut(inputs: &[Array]) -> Result<Parts<'_>> {
+    match inputs {
+        [y, cosines, sines] => Ok((y, [cosines, sines], None)),
+        [y, cosines, sines, u, b] => Ok((y, [cosines, sines], Some([u, b]))),
+        _ => Err(wrong_count(5, inputs)),
+    }
+}
+
+fn constants(y: &Array, [cosines, _]: [&Array; 2], heads: Heads, rank: usize) -> [(&'static str, usize); 9] {
     [
-        ("N", inputs[0].dim(0) as usize),
+        ("N", y.dim(0) as usize),
         ("D", heads.width()),
         ("H", heads.query),
         ("K", heads.key_value),
         ("HD", heads.size),
         ("R", rank),
-        ("TABLE", inputs[1].dim(0) as usize),
+        ("TABLE", cosines.dim(0) as usize),
         ("ROWS", ROWS),
         ("THREADS", THREADS),
     ]
@@ -118,59 +130,52 @@ fn blocks(n: usize, heads: Heads) -> [usize; 2] {
     [n.div_ceil(ROWS), (heads.width() / 8).div_ceil(THREADS)]
 }
 
-/// `inputs`: y, cosines, sines, u, b.
-fn turned(inputs: &[Array], heads: Heads) -> Result<Vec<Array>> {
-    let (n, dtype) = (inputs[0].dim(0), inputs[0].dtype());
-    let rank = inputs.get(3).map_or(0, |u| u.dim(1) as usize / 3);
+fn turned(y: &Array, turns: [&Array; 2], update: Option<[&Array; 2]>, heads: Heads) -> Result<[Array; 3]> {
+    let (n, dtype) = (y.dim(0), y.dtype());
+    let rank = update.map_or(0, |[u, _]| u.dim(1) as usize / 3);
     let shapes = heads.widths().map(|width| [n, width]);
     let launch = Launch {
         blocks: blocks(n as usize, heads),
         threads: THREADS,
-        constants: &constants(inputs, heads, rank),
+        constants: &constants(y, turns, heads, rank),
         element: dtype,
-        outputs: &[(&shapes[0], dtype), (&shapes[1], dtype), (&shapes[2], dtype)],
+        outputs: &shapes.each_ref().map(|shape| (&shape[..], dtype)),
     };
-    let of = |i: usize| inputs.get(i).unwrap_or(&inputs[0]).clone();
-    let arguments = [of(0), of(3), of(4), of(1), of(2)];
-    kernel_or(&FORWARD, &arguments, &launch, |arguments| {
-        let mut y = arguments[0].clone();
-        if rank > 0 {
-            y = mlx_rs::ops::addmm(y, &arguments[1], &arguments[2], None, None)?;
-        }
+    let ([cosines, sines], [u, b]) = (turns, update.unwrap_or([y, y]));
+    kernel_or(&FORWARD, [y, u, b, cosines, sines], &launch, || {
+        let y = match update {
+            Some([u, b]) => mlx_rs::ops::addmm(y, u, b, None, None)?,
+            None => y.clone(),
+        };
         let [q, k, v] = split(&y, heads)?;
-        let (cosines, sines) = (&arguments[3], &arguments[4]);
-        Ok(vec![
-            turn(&q, heads, cosines, sines)?,
-            turn(&k, heads, cosines, sines)?,
-            v,
-        ])
+        Ok([turn(&q, heads, cosines, sines)?, turn(&k, heads, cosines, sines)?, v])
     })
 }
 
-/// `inputs` as in [`turned`] · `cotangents`: of query, key and value → of `y`.
-fn turned_back(inputs: &[Array], cotangents: &[Array], heads: Heads) -> Result<Array> {
-    let (shape, dtype) = (inputs[0].shape(), inputs[0].dtype());
+/// `cotangents` of query, key and value → of `y`.
+fn turned_back(y: &Array, turns: [&Array; 2], cotangents: &[Array], heads: Heads) -> Result<Array> {
+    let ([dq, dk, dv], [cosines, sines]) = (cotangents, turns) else {
+        return Err(wrong_count(3, cotangents));
+    };
+    let (shape, dtype) = (y.shape(), y.dtype());
     let launch = Launch {
         blocks: blocks(shape[0] as usize, heads),
         threads: THREADS,
-        constants: &constants(inputs, heads, 0),
+        constants: &constants(y, turns, heads, 0),
         element: dtype,
         outputs: &[(shape, dtype)],
     };
-    let mut arguments = cotangents.to_vec();
-    arguments.extend_from_slice(&inputs[1..3]);
-    let outputs = kernel_or(&BACKWARD, &arguments, &launch, |arguments| {
-        let (cosines, back) = (&arguments[3], arguments[4].negative()?);
-        let [dq, dk] = [&arguments[0], &arguments[1]].map(|x| turn(x, heads, cosines, &back));
-        Ok(vec![mlx_rs::ops::concatenate(&[dq?, dk?, arguments[2].clone()], -1)?])
+    let [dy] = kernel_or(&BACKWARD, [dq, dk, dv, cosines, sines], &launch, || {
+        let back = sines.negative()?;
+        let [dq, dk] = [dq, dk].map(|x| turn(x, heads, cosines, &back));
+        Ok([mlx_rs::ops::concatenate(&[dq?, dk?, dv.clone()], -1)?])
     })?;
-    Ok(outputs[0].clone())
+    Ok(dy)
 }
 
 fn split(y: &Array, heads: Heads) -> Result<[Array; 3]> {
     let [q, k, _] = heads.widths();
-    let parts = y.split_at_indices(&[q, q + k], -1)?;
-    Ok([0, 1, 2].map(|i: usize| parts[i].clone()))
+    Ok(exactly(y.split_at_indices(&[q, q + k], -1)?)?)
 }
 
 /// Turns heads `[rows, n · h_d]`.
@@ -178,14 +183,15 @@ fn turn(x: &Array, heads: Heads, cosines: &Array, sines: &Array) -> Result<Array
     let half = (heads.size / 2) as i32;
     let table = cosines.dim(0);
     // [repeats of the table, tokens of the table, heads, halves, h_d / 2]
-    let parts = x
+    let halves = x
         .as_dtype(Dtype::Float32)?
         .reshape(&[-1, table, x.dim(-1) / (2 * half), 2, half])?
         .split_at_indices(&[1], 3)?;
+    let [first, second] = exactly(halves)?;
     let [c, s] = [cosines, sines].map(|table| table.reshape(&[1, -1, 1, 1, half]));
     let (c, s) = (c?, s?);
-    let one = parts[0].multiply(&c)?.subtract(parts[1].multiply(&s)?)?;
-    let other = parts[1].multiply(&c)?.add(parts[0].multiply(&s)?)?;
+    let one = first.multiply(&c)?.subtract(second.multiply(&s)?)?;
+    let other = second.multiply(&c)?.add(first.multiply(&s)?)?;
     let turned = mlx_rs::ops::concatenate(&[one, other], 3)?;
     Ok(turned.reshape(x.shape())?.as_dtype(x.dtype())?)
 }

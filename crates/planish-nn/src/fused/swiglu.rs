@@ -1,9 +1,10 @@
 use mlx_rs::ops::sigmoid;
 use planish_mlx::cuda_kernel::{CudaKernel, Launch, VECTORS};
-use planish_mlx::transforms::custom_vjp;
+use planish_mlx::ops::exactly;
+use planish_mlx::transforms::custom_vjp_many;
 use planish_mlx::{Array, Dtype};
 
-use super::kernel_or;
+use super::{kernel_or, wrong_count};
 use crate::{Error, Result};
 
 /// Rows that a block of threads does: what it reads of `A` and `B` is read once for all of them.
@@ -40,26 +41,21 @@ pub(super) fn swiglu(
     inputs.extend(update.into_iter().flatten().cloned());
     inputs.extend(a.cloned());
     let (is_updated, is_read) = (update.is_some(), a.is_some());
-    // Of the inputs: gate and up, the update, a.
-    let cut = move |inputs: &[Array]| {
-        let update = if is_updated { inputs[2..5].to_vec() } else { Vec::new() };
-        let a = is_read.then(|| inputs[inputs.len() - 1].clone());
-        ([inputs[0].clone(), inputs[1].clone()], update, a)
-    };
     let forward = move |inputs: &[Array]| {
-        let (parts, update, a) = cut(inputs);
-        let mut outputs = vec![gated(&parts, &update)?];
-        if let Some(a) = a {
-            outputs.push(outputs[0].matmul(a.t())?);
-        }
-        Ok::<_, Error>(outputs)
+        let (parts, update, a) = cut(inputs, is_updated, is_read)?;
+        let h = gated(parts, update)?;
+        let inner = a.map(|a| h.matmul(a.t())).transpose()?;
+        Ok::<_, Error>(std::iter::once(h).chain(inner).collect())
     };
     let backward = move |inputs: &[Array], cotangents: &[Array], _: &[Array]| {
-        let (parts, update, a) = cut(inputs);
-        let below = a.as_ref().zip(cotangents.get(1));
-        let [d_gate, d_up, h] = gated_back(&parts, &update, &cotangents[0], below)?;
+        let (parts, update, a) = cut(inputs, is_updated, is_read)?;
+        let Some((dh, of_inner)) = cotangents.split_first() else {
+            return Err(wrong_count(1, cotangents));
+        };
+        let below = a.zip(of_inner.first());
+        let [d_gate, d_up, h] = gated_back(parts, update, dh, below)?;
         let mut gradients = vec![d_gate.clone(), d_up.clone()];
-        if let [u, b_gate, b_up] = update.as_slice() {
+        if let Some([u, b_gate, b_up]) = update {
             gradients.extend(update_gradients([&d_gate, &d_up], u, [b_gate, b_up])?);
         }
         if let Some((_, du)) = below {
@@ -67,9 +63,23 @@ pub(super) fn swiglu(
         }
         Ok::<_, Error>(gradients)
     };
-    let mut outputs = custom_vjp(forward, backward, &inputs)?.into_iter();
-    let h = outputs.next().ok_or(Error::TrainableCount { expected: 1, found: 0 })?;
-    Ok((h, outputs.next()))
+    let mut outputs = custom_vjp_many(forward, backward, &inputs)?;
+    let inner = a.and_then(|_| outputs.pop());
+    let [h] = exactly(outputs)?;
+    Ok((h, inner))
+}
+
+/// Gate and up, the update, a.
+type Parts<'a> = ([&'a Array; 2], Option<[&'a Array; 3]>, Option<&'a Array>);
+
+fn cut(inputs: &[Array], is_updated: bool, is_read: bool) -> Result<Parts<'_>> {
+    match (inputs, is_updated, is_read) {
+        ([gate, up], false, false) => Ok(([gate, up], None, None)),
+        ([gate, up, a], false, true) => Ok(([gate, up], None, Some(a))),
+        ([gate, up, u, b_gate, b_up], true, false) => Ok(([gate, up], Some([u, b_gate, b_up]), None)),
+        ([gate, up, u, b_gate, b_up, a], true, true) => Ok(([gate, up], Some([u, b_gate, b_up]), Some(a))),
+        _ => Err(wrong_count(2, inputs)),
+    }
 }
 
 /// Of `u` and of both `b`.
@@ -101,88 +111,84 @@ fn constants(n: i32, f: i32, rank: usize, rank_below: usize) -> [(&'static str, 
     ]
 }
 
-fn rank_of(update: &[Array]) -> usize {
-    update.get(1).map_or(0, |b| b.dim(0) as usize)
+fn rank_of(update: Option<[&Array; 3]>) -> usize {
+    update.map_or(0, |[_, b, _]| b.dim(0) as usize)
 }
 
-/// `update`, or something in its place.
-fn or_unused<'a>(update: &'a [Array], unused: &'a Array) -> [&'a Array; 3] {
-    match update {
-        [u, b_gate, b_up] => [u, b_gate, b_up],
-        _ => [unused; 3],
-    }
-}
-
-fn gated(parts: &[Array; 2], update: &[Array]) -> Result<Array> {
-    let (n, f, dtype) = (parts[0].dim(0), parts[0].dim(1), parts[0].dtype());
-    let rank = rank_of(update);
+fn gated([gate, up]: [&Array; 2], update: Option<[&Array; 3]>) -> Result<Array> {
+    let (n, f, dtype) = (gate.dim(0), gate.dim(1), gate.dtype());
     let launch = Launch {
         blocks: blocks(n, f),
         threads: THREADS,
-        constants: &constants(n, f, rank, 0),
+        constants: &constants(n, f, rank_of(update), 0),
         element: dtype,
         outputs: &[(&[n, f], dtype)],
     };
-    let [u, b_gate, b_up] = or_unused(update, &parts[0]);
-    let arguments = [&parts[0], &parts[1], u, b_gate, b_up].map(Array::clone);
-    let mut outputs = kernel_or(&FORWARD, &arguments, &launch, |arguments| {
-        let [gate, up] = updated(arguments, rank)?;
-        Ok(vec![gate.multiply(sigmoid(&gate)?)?.multiply(up)?.as_dtype(dtype)?])
+    let [u, b_gate, b_up] = update.unwrap_or([gate; 3]);
+    let [h] = kernel_or(&FORWARD, [gate, up, u, b_gate, b_up], &launch, || {
+        let [gate, up] = updated([gate, up], update)?;
+        Ok([gate.multiply(sigmoid(&gate)?)?.multiply(up)?.as_dtype(dtype)?])
     })?;
-    Ok(outputs.swap_remove(0))
+    Ok(h)
 }
 
 /// Gradients of gate and up, and `h` once more. `below`: `a` and the gradient of the product with it.
-fn gated_back(parts: &[Array; 2], update: &[Array], dh: &Array, below: Option<(&Array, &Array)>) -> Result<[Array; 3]> {
-    let (n, f, dtype) = (parts[0].dim(0), parts[0].dim(1), parts[0].dtype());
-    let (rank, rank_below) = (rank_of(update), below.map_or(0, |(a, _)| a.dim(0) as usize));
+fn gated_back(
+    [gate, up]: [&Array; 2],
+    update: Option<[&Array; 3]>,
+    dh: &Array,
+    below: Option<(&Array, &Array)>,
+) -> Result<[Array; 3]> {
+    let (n, f, dtype) = (gate.dim(0), gate.dim(1), gate.dtype());
+    let rank_below = below.map_or(0, |(a, _)| a.dim(0) as usize);
     let shape = [n, f];
     let launch = Launch {
         blocks: blocks(n, f),
         threads: THREADS,
-        constants: &constants(n, f, rank, rank_below),
+        constants: &constants(n, f, rank_of(update), rank_below),
         element: dtype,
         outputs: &[(&shape, dtype), (&shape, dtype), (&shape, dtype)],
     };
-    let [u, b_gate, b_up] = or_unused(update, &parts[0]);
-    let (a, du) = below.unwrap_or((&parts[0], &parts[0]));
-    let arguments = [&parts[0], &parts[1], u, b_gate, b_up, dh, du, a].map(Array::clone);
-    let outputs = kernel_or(&BACKWARD, &arguments, &launch, |arguments| {
-        composed_back(arguments, rank, rank_below)
-    })?;
-    outputs.try_into().map_err(|outputs: Vec<Array>| Error::TrainableCount {
-        expected: 3,
-        found: outputs.len(),
+    let [u, b_gate, b_up] = update.unwrap_or([gate; 3]);
+    let (a, du) = below.unwrap_or((gate, gate));
+    kernel_or(&BACKWARD, [gate, up, u, b_gate, b_up, dh, du, a], &launch, || {
+        composed_back([gate, up], update, dh, below)
     })
 }
 
-fn composed_back(arguments: &[Array], rank: usize, rank_below: usize) -> Result<Vec<Array>> {
-    let dtype = arguments[0].dtype();
-    let [gate, up] = updated(arguments, rank)?;
-    let mut dh = arguments[5].as_dtype(Dtype::Float32)?;
-    if rank_below > 0 {
-        let [du, a] = [&arguments[6], &arguments[7]].map(|array| array.as_dtype(Dtype::Float32));
-        dh = dh.add(du?.matmul(a?)?)?;
+fn composed_back(
+    parts: [&Array; 2],
+    update: Option<[&Array; 3]>,
+    dh: &Array,
+    below: Option<(&Array, &Array)>,
+) -> Result<[Array; 3]> {
+    let dtype = dh.dtype();
+    let [gate, up] = updated(parts, update)?;
+    let mut dh = dh.as_dtype(Dtype::Float32)?;
+    if let Some((a, du)) = below {
+        dh = dh.add(du.as_dtype(Dtype::Float32)?.matmul(a.as_dtype(Dtype::Float32)?)?)?;
     }
     let (s, one) = (sigmoid(&gate)?, Array::from_f32(1.0));
     let silu = gate.multiply(&s)?;
     let slope = s.multiply(one.add(gate.multiply(one.subtract(&s)?)?)?)?;
-    let of_gate = dh.multiply(&up)?.multiply(slope)?;
-    let of_up = dh.multiply(&silu)?;
-    [of_gate, of_up, silu.multiply(up)?]
-        .iter()
-        .map(|array| Ok(array.as_dtype(dtype)?))
-        .collect()
+    let of_gate = dh.multiply(&up)?.multiply(slope)?.as_dtype(dtype)?;
+    Ok([
+        of_gate,
+        dh.multiply(&silu)?.as_dtype(dtype)?,
+        silu.multiply(up)?.as_dtype(dtype)?,
+    ])
 }
 
-/// Gate and up with their updates in f32, from gate, up, u and both b.
-fn updated(arguments: &[Array], rank: usize) -> Result<[Array; 2]> {
+/// Gate and up with their updates, in f32.
+fn updated([gate, up]: [&Array; 2], update: Option<[&Array; 3]>) -> Result<[Array; 2]> {
     let wide = |array: &Array| array.as_dtype(Dtype::Float32);
-    let (mut gate, mut up) = (wide(&arguments[0])?, wide(&arguments[1])?);
-    if rank > 0 {
-        let halves = wide(&arguments[2])?.split_at_indices(&[rank as i32], -1)?;
-        gate = gate.add(halves[0].matmul(wide(&arguments[3])?)?)?;
-        up = up.add(halves[1].matmul(wide(&arguments[4])?)?)?;
-    }
-    Ok([gate, up])
+    let (gate, up) = (wide(gate)?, wide(up)?);
+    let Some([u, b_gate, b_up]) = update else {
+        return Ok([gate, up]);
+    };
+    let [of_gate, of_up] = exactly(wide(u)?.split_at_indices(&[b_gate.dim(0)], -1)?)?;
+    Ok([
+        gate.add(of_gate.matmul(wide(b_gate)?)?)?,
+        up.add(of_up.matmul(wide(b_up)?)?)?,
+    ])
 }

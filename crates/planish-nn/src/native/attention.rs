@@ -3,8 +3,9 @@ use std::sync::Arc;
 use planish_kernels::{AttentionShape, Forward, Projections, Rotation};
 use planish_mlx::Array;
 use planish_mlx::host_kernel::Input;
+use planish_mlx::transforms::custom_vjp;
 
-use super::{kernel, only, slices, with_gradient};
+use super::kernel;
 use crate::Result;
 use crate::mask::MaskRule;
 use crate::rope::Angles;
@@ -34,15 +35,19 @@ pub(crate) fn attention(
         batch: query.dim(0) as usize,
         length: query.dim(1) as usize,
         window: mask.window.map(|window| window as usize),
+        has_segments: mask.segment_ids.is_some(),
     });
-    let segments = mask.segment_ids.clone();
+    // Something has to be in its place.
+    let segments = mask.segment_ids.as_ref().unwrap_or(query).clone();
     let (forward_call, forward_segments) = (call.clone(), segments.clone());
-    let outputs = with_gradient(
-        move |inputs| forward(inputs, &forward_call, forward_segments.as_ref()),
-        move |inputs, cotangents, outputs| backward(inputs, &cotangents[0], outputs, &call, segments.as_ref()),
-        &[query.clone(), key.clone(), value.clone()],
+    let [attended, _] = custom_vjp(
+        move |inputs: &[Array; 3]| forward(inputs, &forward_segments, &forward_call),
+        move |inputs: &[Array; 3], [d_out, _]: &[Array; 2], outputs: &[Array; 2]| {
+            backward(inputs, d_out, outputs, &segments, &call)
+        },
+        [query, key, value],
     )?;
-    only(outputs)
+    Ok(attended)
 }
 
 /// What a call knows beside arrays.
@@ -52,10 +57,11 @@ struct Call {
     batch: usize,
     length: usize,
     window: Option<usize>,
+    has_segments: bool,
 }
 
 impl Call {
-    fn shape(&self, segments: Option<&Input<'_>>) -> AttentionShape {
+    fn shape(&self, segments: &Input<'_>) -> AttentionShape {
         AttentionShape {
             batch: self.batch,
             length: self.length,
@@ -63,7 +69,11 @@ impl Call {
             n_kv_heads: self.heads.n_kv_heads as usize,
             head_dim: self.heads.head_dim as usize,
             window: self.window,
-            segments: segments.map(|ids| ids.i32().to_vec()).unwrap_or_default(),
+            segments: if self.has_segments {
+                segments.i32().to_vec()
+            } else {
+                Vec::new()
+            },
         }
     }
 
@@ -75,56 +85,54 @@ impl Call {
     }
 }
 
-fn projections<'a>(inputs: &'a [Input<'_>]) -> Projections<'a> {
-    Projections {
-        query: inputs[0].f32(),
-        key: inputs[1].f32(),
-        value: inputs[2].f32(),
-    }
-}
-
 /// The output, and each row's logarithm of its sum of exponentials for the backward pass.
-fn forward(inputs: &[Array], call: &Arc<Call>, segments: Option<&Array>) -> Result<Vec<Array>> {
-    let log_sums = [call.batch as i32, call.heads.n_heads, call.length as i32].to_vec();
-    let shapes = [inputs[0].shape().to_vec(), log_sums];
-    let all: Vec<Array> = inputs.iter().chain(segments).cloned().collect();
-    let run = call.clone();
-    kernel("attention", &all, &shapes, move |inputs, outputs| {
-        let mut outputs = slices(outputs);
-        if let (Some(out), Some(log_sums)) = (outputs.next(), outputs.next()) {
-            let shape = run.shape(inputs.get(3));
-            planish_kernels::attention(&shape, run.rotation(), projections(inputs), out, log_sums);
-        }
-    })
+fn forward([query, key, value]: &[Array; 3], segments: &Array, call: &Arc<Call>) -> Result<[Array; 2]> {
+    let log_sums = [call.batch as i32, call.heads.n_heads, call.length as i32];
+    let (inputs, shapes) = ([query, key, value, segments], [query.shape(), &log_sums]);
+    let call = call.clone();
+    kernel(
+        "attention",
+        inputs,
+        shapes,
+        move |[query, key, value, segments], [out, log_sums]| {
+            let projections = Projections {
+                query: query.f32(),
+                key: key.f32(),
+                value: value.f32(),
+            };
+            planish_kernels::attention(&call.shape(segments), call.rotation(), projections, out, log_sums);
+        },
+    )
 }
 
 fn backward(
-    inputs: &[Array],
+    [query, key, value]: &[Array; 3],
     d_out: &Array,
-    outputs: &[Array],
+    [out, log_sums]: &[Array; 2],
+    segments: &Array,
     call: &Arc<Call>,
-    segments: Option<&Array>,
-) -> Result<Vec<Array>> {
-    let shapes: Vec<Vec<i32>> = inputs.iter().map(|input| input.shape().to_vec()).collect();
-    let saved = [&outputs[0], &outputs[1], d_out];
-    let all: Vec<Array> = inputs.iter().chain(saved).chain(segments).cloned().collect();
-    let run = call.clone();
-    kernel("attention_backward", &all, &shapes, move |inputs, outputs| {
-        let forward = Forward {
-            out: inputs[3].f32(),
-            log_sums: inputs[4].f32(),
-        };
-        let mut gradients = slices(outputs);
-        if let (Some(dq), Some(dk), Some(dv)) = (gradients.next(), gradients.next(), gradients.next()) {
-            let shape = run.shape(inputs.get(6));
-            planish_kernels::attention_backward(
-                &shape,
-                run.rotation(),
-                projections(inputs),
-                forward,
-                inputs[5].f32(),
-                (dq, dk, dv),
-            );
-        }
-    })
+) -> Result<[Array; 3]> {
+    let inputs = [query, key, value, out, log_sums, d_out, segments];
+    let shapes = [query.shape(), key.shape(), value.shape()];
+    let call = call.clone();
+    kernel(
+        "attention_backward",
+        inputs,
+        shapes,
+        move |inputs, [d_query, d_key, d_value]| {
+            let [query, key, value, out, log_sums, d_out, segments] = inputs;
+            let projections = Projections {
+                query: query.f32(),
+                key: key.f32(),
+                value: value.f32(),
+            };
+            let forward = Forward {
+                out: out.f32(),
+                log_sums: log_sums.f32(),
+            };
+            let gradients = (d_query, d_key, d_value);
+            let (shape, rotation) = (call.shape(segments), call.rotation());
+            planish_kernels::attention_backward(&shape, rotation, projections, forward, d_out.f32(), gradients);
+        },
+    )
 }

@@ -3,8 +3,9 @@ use std::sync::Arc;
 use planish_kernels::{LowRank, PackedLinear, skinny_product, skinny_transposed_product, transpose};
 use planish_mlx::Array;
 use planish_mlx::host_kernel::Input;
+use planish_mlx::transforms::custom_vjp_many;
 
-use super::{kernel, slices, with_gradient};
+use super::kernel_many;
 use crate::Result;
 
 /// One of several linear layers that read the same input.
@@ -27,9 +28,9 @@ pub(crate) fn linears(x: &Array, parts: &[Part]) -> Result<Vec<Array>> {
     }
     let layout = Arc::new(Layout::of(x, parts));
     let other = layout.clone();
-    let mut outputs = with_gradient(
-        move |inputs| forward(inputs, &layout),
-        move |inputs, cotangents, outputs| backward(inputs, cotangents, outputs, &other),
+    let mut outputs = custom_vjp_many(
+        move |inputs: &[Array]| forward(inputs, &layout),
+        move |inputs: &[Array], cotangents: &[Array], outputs: &[Array]| backward(inputs, cotangents, outputs, &other),
         &inputs,
     )?;
     outputs.truncate(parts.len());
@@ -99,10 +100,9 @@ impl Layout {
 /// Gives the products, and `scale · x A` for the backward pass.
 fn forward(inputs: &[Array], layout: &Arc<Layout>) -> Result<Vec<Array>> {
     let run = layout.clone();
-    kernel("linears", inputs, &layout.outputs(), move |inputs, outputs| {
+    kernel_many("linears", inputs, &layout.outputs(), move |inputs, mut outputs| {
         let x = inputs[0].f32();
-        let mut arrays: Vec<&mut [f32]> = slices(outputs).collect();
-        let (ys, inners) = arrays.split_at_mut(run.parts.len());
+        let (ys, inners) = outputs.split_at_mut(run.parts.len());
         let mut adapted = 0;
         for (part, y) in run.parts.iter().zip(ys) {
             if part.rank == 0 {
@@ -131,9 +131,9 @@ fn backward(inputs: &[Array], cotangents: &[Array], outputs: &[Array], layout: &
     all.extend_from_slice(&outputs[n_parts..]);
     let run = layout.clone();
     let first_cotangent = inputs.len();
-    kernel("linears_backward", &all, &layout.gradients(), move |inputs, outputs| {
+    kernel_many("linears_backward", &all, &layout.gradients(), move |inputs, outputs| {
         let x = inputs[0].f32();
-        let mut gradients = slices(outputs);
+        let mut gradients = outputs.into_iter();
         let Some(dx) = gradients.next() else { return };
         let mut adapted = 0;
         for (index, part) in run.parts.iter().enumerate() {

@@ -1,6 +1,7 @@
 use planish_mlx::Array;
+use planish_mlx::transforms::custom_vjp_many;
 
-use super::{kernel, slices, with_gradient};
+use super::kernel_many;
 use crate::Result;
 
 /// `x W_iᵀ` for each weight `[output_dims, input_dims]`, for a single token `x` `[..., input_dims]`, f32.
@@ -9,7 +10,7 @@ use crate::Result;
 pub(crate) fn single_token(x: &Array, weights: &[&Array]) -> Result<Vec<Array>> {
     let mut inputs = vec![x.clone()];
     inputs.extend(weights.iter().map(|weight| (*weight).clone()));
-    with_gradient(forward, backward, &inputs)
+    custom_vjp_many(forward, backward, &inputs)
 }
 
 fn forward(inputs: &[Array]) -> Result<Vec<Array>> {
@@ -22,8 +23,8 @@ fn forward(inputs: &[Array]) -> Result<Vec<Array>> {
             shape
         })
         .collect();
-    kernel("single_token", inputs, &shapes, |inputs, outputs| {
-        for (weight, out) in inputs[1..].iter().zip(slices(outputs)) {
+    kernel_many("single_token", inputs, &shapes, |inputs, outputs| {
+        for (weight, out) in inputs[1..].iter().zip(outputs) {
             planish_kernels::matrix_vector(weight.f32(), inputs[0].f32(), out);
         }
     })

@@ -4,15 +4,15 @@
 
 use mlx_rs::Array;
 use planish_data::{Batch, Dataset, Window};
-use planish_loss::{TrainedPositions, chunked_cross_entropy_fused, chunked_cross_entropy_traced, weighted_sum};
-use planish_nn::{AttentionMask, Kernels, Model, Training};
+use planish_loss::{HeadLoss, TrainedPositions, weighted_sum};
+use planish_nn::{AttentionMask, Model, Training};
 
 use super::{About, BatchObjective, Objective, Outcome};
+use crate::Result;
 use crate::evaluate::{Judgement, evaluate};
 use crate::options::{Reduction, TrainOptions};
 use crate::traced::{Arguments, Signature};
-use crate::window::{WindowLosses, chunk_tokens, in_row_order, token_losses};
-use crate::{Error, Result};
+use crate::window::{WindowLosses, in_row_order, token_losses};
 
 #[derive(Debug)]
 pub(crate) struct Sft;
@@ -133,13 +133,12 @@ fn forward(
     let indices = rest.last().filter(|_| !signature.is_whole()).cloned();
     let positions = TrainedPositions::on_device(indices, targets.clone(), signature.rows * signature.length);
     let hidden = model.hidden_for_training(ids, &mask, training)?;
-    let head = |states: &Array| Ok::<_, Error>(model.logits(states)?);
-    let chunk = chunk_tokens(options, positions.len(), model.config().vocab_size)?;
-    let cross_entropy = match model.kernels() {
-        Kernels::Fused => chunked_cross_entropy_fused::<Error>,
-        _ => chunked_cross_entropy_traced,
+    let how = HeadLoss {
+        terms: options.loss,
+        chunk_tokens: options.chunk_tokens,
+        is_trained: true,
     };
-    let losses = cross_entropy(&hidden, &head, &positions, chunk, &options.loss)?;
+    let losses = model.head_loss(&hidden, &positions, &how)?;
     Ok(Outcome {
         objective: weighted_sum(&losses.objective, weights)?.multiply(share)?,
         items: losses.nll,
