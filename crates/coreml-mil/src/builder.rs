@@ -10,9 +10,9 @@ use crate::{
 };
 
 /// The opset of every function here; it needs specification version 9 (iOS 18, macOS 15).
-pub const OPSET: &str = "CoreML8";
+pub(crate) const OPSET: &str = "CoreML8";
 /// How programs name the weight file.
-pub const WEIGHT_FILE: &str = "@model_path/weights/weight.bin";
+pub(crate) const WEIGHT_FILE: &str = "@model_path/weights/weight.bin";
 
 /// A value of a function under construction.
 #[derive(Clone, Debug)]
@@ -409,7 +409,7 @@ impl FunctionBuilder {
     ///
     /// # Errors
     /// [`Error::Operation`].
-    pub fn scalar_f16(&mut self, value: f32) -> Result<Tensor> {
+    pub(crate) fn scalar_f16(&mut self, value: f32) -> Result<Tensor> {
         self.literal(Literal::F16(vec![f16::from_f32(value)]), &[])
     }
 

@@ -66,12 +66,12 @@ impl DType {
     }
 
     /// The type with a MIL code.
-    pub fn from_mil(code: i32) -> Option<Self> {
+    pub(crate) fn from_mil(code: i32) -> Option<Self> {
         TABLE.iter().find(|row| row.1 as i32 == code).map(|row| row.0)
     }
 
     /// The type with a weight file code.
-    pub fn from_blob_code(code: u32) -> Option<Self> {
+    pub(crate) fn from_blob_code(code: u32) -> Option<Self> {
         TABLE.iter().find(|row| row.2 == Some(code)).map(|row| row.0)
     }
 

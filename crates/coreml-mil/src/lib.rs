@@ -17,7 +17,7 @@ pub mod proto;
 mod types;
 
 pub use blob::{BlobPlan, BlobReader, BlobWriter};
-pub use builder::{BlobRef, BuiltFunction, FunctionBuilder, OPSET, State, Tensor, WEIGHT_FILE, is_identifier};
+pub use builder::{BlobRef, BuiltFunction, FunctionBuilder, State, Tensor, is_identifier};
 pub use dtype::{DType, pack_bits, unpack_bits};
 pub use error::{Error, Result};
 pub use infer::{Operand, Operands, infer};

@@ -37,7 +37,7 @@ impl DeploymentTarget {
     }
 
     /// A sentence with the values where the parts of a build would disagree.
-    pub fn disagreement(&self) -> Option<String> {
+    pub(crate) fn disagreement(&self) -> Option<String> {
         if self.explicit().is_some() {
             return None;
         }

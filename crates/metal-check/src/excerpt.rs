@@ -4,11 +4,11 @@ use regex::Regex;
 use std::sync::LazyLock;
 
 /// Lines kept at the beginning.
-pub const HEAD_LINES: usize = 200;
+pub(crate) const HEAD_LINES: usize = 200;
 /// Lines kept at the end.
-pub const TAIL_LINES: usize = 2000;
+pub(crate) const TAIL_LINES: usize = 2000;
 /// Lines kept on either side of an error line: a diagnosis was once lost because the notes below the headline were cut.
-pub const CONTEXT_LINES: usize = 10;
+pub(crate) const CONTEXT_LINES: usize = 10;
 
 /// The first and last lines and every error line with its surroundings; `… N lines left out …` stands for the rest.
 ///

@@ -4,21 +4,21 @@ use crate::history::Change;
 use crate::verdict::Verdict;
 
 /// A GPU candidate works and its numbers are right.
-pub const GPU_WORKS: u8 = 0;
+pub(crate) const GPU_WORKS: u8 = 0;
 /// The tool itself failed.
 pub const INTERNAL: u8 = 1;
 /// Wrong arguments.
 pub const USAGE: u8 = 2;
 /// Only the CPU works.
-pub const ONLY_CPU: u8 = 10;
+pub(crate) const ONLY_CPU: u8 = 10;
 /// Something that worked before does not.
-pub const REGRESSED: u8 = 11;
+pub(crate) const REGRESSED: u8 = 11;
 /// A candidate gave wrong results.
 pub const WRONG_RESULTS: u8 = 12;
 /// No Metal on this kind of machine.
-pub const UNSUPPORTED: u8 = 20;
+pub(crate) const UNSUPPORTED: u8 = 20;
 /// Nothing was learnt, or the CPU control failed.
-pub const INFRASTRUCTURE: u8 = 30;
+pub(crate) const INFRASTRUCTURE: u8 = 30;
 
 /// What the status is decided from.
 #[derive(Debug, Clone, Default)]

@@ -187,28 +187,8 @@ pub fn summarize(functions: &[Function]) -> Summary {
     }
 }
 
-/// The version in a run-time message such as `deployment target (0x00020008)`, which is the AIR version.
-///
-/// ```
-/// assert_eq!(metal_check::metallib::air_of_message("0x00020008").unwrap().to_string(), "2.8");
-/// ```
-pub fn air_of_message(hexadecimal: &str) -> Option<Version> {
-    let number = u32::from_str_radix(hexadecimal.strip_prefix("0x")?, 16).ok()?;
-    Some(Version(number >> 16, number & 0xffff, 0))
-}
-
-/// The macOS that first loads an AIR version: 2.6 with 14, 2.7 with 15, 2.8 with 26.
-pub fn macos_of_air(air: Version) -> Option<Version> {
-    match (air.0, air.1) {
-        (2, 6) => Some(Version(14, 0, 0)),
-        (2, 7) => Some(Version(15, 0, 0)),
-        (2, 8) => Some(Version(26, 0, 0)),
-        _ => None,
-    }
-}
-
 /// The newest shading language that a macOS loads: 3.1 on 14, 3.2 on 15, 4.0 on 26; later ones are assumed to load all.
-pub fn newest_language(macos: Version) -> Version {
+pub(crate) fn newest_language(macos: Version) -> Version {
     match macos.0 {
         ..=13 => Version(3, 0, 0),
         14 => Version(3, 1, 0),

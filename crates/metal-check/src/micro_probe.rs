@@ -58,7 +58,7 @@ impl Conclusion {
     }
 
     /// One sentence with what to do.
-    pub fn sentence(self) -> &'static str {
+    pub(crate) fn sentence(self) -> &'static str {
         match self {
             Self::LanguageTooOld => {
                 "the effective deployment target is too old for float atomics: set MACOSX_DEPLOYMENT_TARGET=14.0 and clean that target directory"

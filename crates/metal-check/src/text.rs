@@ -56,7 +56,7 @@ pub fn clean(bytes: &[u8]) -> Vec<Line> {
 }
 
 /// The same text with every quotation mark written `"`, so that one rule fits every compiler's locale and Rust's `{:?}`.
-pub fn unify_quotes(text: &str) -> String {
+pub(crate) fn unify_quotes(text: &str) -> String {
     let mut unified = String::with_capacity(text.len());
     let mut characters = text.chars().peekable();
     while let Some(character) = characters.next() {

@@ -47,7 +47,7 @@ impl Verdict {
     }
 
     /// Whether anything was learnt about the candidate.
-    pub fn is_conclusive(self) -> bool {
+    pub(crate) fn is_conclusive(self) -> bool {
         !matches!(self, Verdict::Skipped | Verdict::InfraError)
     }
 }
@@ -95,7 +95,7 @@ impl Probe {
     }
 
     /// How many checks passed.
-    pub fn passed_checks(&self) -> usize {
+    pub(crate) fn passed_checks(&self) -> usize {
         self.events
             .iter()
             .filter(|event| event["id"].is_string() && event["status"] == "pass")
@@ -121,7 +121,7 @@ impl Probe {
     }
 
     /// Speed compared with the CPU, where it was measured.
-    pub fn speed_ratio(&self) -> Option<f64> {
+    pub(crate) fn speed_ratio(&self) -> Option<f64> {
         self.events
             .iter()
             .find(|event| event["stage"] == "speed")

@@ -22,7 +22,7 @@ impl Version {
     pub const OLDEST_MACOS: Version = Version(14, 0, 0);
 
     /// `major.minor`, the part by which systems are told apart in history.
-    pub fn minor(self) -> String {
+    pub(crate) fn minor(self) -> String {
         format!("{}.{}", self.0, self.1)
     }
 }

@@ -111,7 +111,7 @@ impl Verdict {
     }
 
     /// Whether the same machine would give it again, so that it may be remembered.
-    pub fn is_lasting(self) -> bool {
+    pub(crate) fn is_lasting(self) -> bool {
         !matches!(self, Self::Hung | Self::NoReport | Self::Oom)
     }
 }

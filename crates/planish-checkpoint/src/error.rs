@@ -100,16 +100,6 @@ pub enum Error {
         /// Every input that differs.
         changed: Vec<ChangedInput>,
     },
-    /// A run would go on from an old checkpoint and overwrite later ones.
-    #[error("{}: there are checkpoints after step {step} ({}); go on elsewhere with --branch NEW_RUN, or delete them with --discard-later", path.display(), list(later))]
-    LaterCheckpoints {
-        /// The run directory.
-        path: PathBuf,
-        /// The step asked for.
-        step: u64,
-        /// The later steps.
-        later: Vec<u64>,
-    },
     /// The disk has too little room for another checkpoint.
     #[error("{}: {} free, a checkpoint needs {}; the earlier checkpoints are untouched\nmake room, then go on with --resume", path.display(), format_bytes(*available), format_bytes(*needed))]
     NoSpace {

@@ -112,26 +112,6 @@ impl AtomicDir {
         let _ = self.temp.keep();
         sync_dir(directory_of(&self.final_path))
     }
-
-    /// As [`commit`](Self::commit), but takes the place of whatever has the final name, which is removed afterwards.
-    ///
-    /// Between two renames the final name is absent for a moment; a crash there leaves both trees on the disk.
-    pub fn commit_replacing(self) -> io::Result<()> {
-        if !is_occupied(&self.final_path)? {
-            return self.commit();
-        }
-        let parent = directory_of(&self.final_path);
-        let aside = tempfile::Builder::new().prefix(TEMP_PREFIX).tempdir_in(parent)?;
-        let old = aside.path().join("replaced");
-        sync_tree(self.temp.path())?;
-        std::fs::rename(&self.final_path, &old)?;
-        if let Err(error) = std::fs::rename(self.temp.path(), &self.final_path) {
-            std::fs::rename(&old, &self.final_path)?;
-            return Err(error);
-        }
-        let _ = self.temp.keep();
-        sync_dir(parent)
-    }
 }
 
 /// Makes renames and removals inside a directory durable. Does nothing on systems that cannot open directories.
@@ -260,18 +240,5 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(names_in(dir.path()), ["model"]);
         assert!(target.join("precious").exists());
-    }
-
-    #[test]
-    fn commit_replacing_removes_the_old_tree() {
-        let dir = tempfile::tempdir().unwrap();
-        let target = dir.path().join("model");
-        std::fs::create_dir(&target).unwrap();
-        std::fs::write(target.join("old"), b"1").unwrap();
-        let building = AtomicDir::create(&target).unwrap();
-        std::fs::write(building.path().join("new"), b"1").unwrap();
-        building.commit_replacing().unwrap();
-        assert_eq!(names_in(&target), ["new"]);
-        assert_eq!(names_in(dir.path()), ["model"]);
     }
 }

@@ -35,11 +35,6 @@ impl Format {
             Self::Preference => "preference",
         }
     }
-
-    /// Whether rows of this format need a chat template.
-    pub fn is_rendered(self) -> bool {
-        !matches!(self, Self::Text)
-    }
 }
 
 impl fmt::Display for Format {

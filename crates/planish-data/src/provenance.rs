@@ -45,7 +45,7 @@ impl Scoring {
 }
 
 /// Kinds of roots that evidence can go back to.
-pub const EVIDENCE_KINDS: [&str; 13] = [
+pub(crate) const EVIDENCE_KINDS: [&str; 13] = [
     "patent",
     "lab notebook",
     "experiment log",

@@ -226,7 +226,7 @@ impl DataReport {
     }
 
     /// Trained tokens that the length limit cut off, as a share of all.
-    pub fn share_of_targets_lost(&self) -> f64 {
+    pub(crate) fn share_of_targets_lost(&self) -> f64 {
         if self.targets_before_limit == 0 {
             0.0
         } else {

@@ -190,7 +190,7 @@ impl Tokenizer {
     }
 
     /// Rows of the model's embedding, when its `config.json` lies beside the tokenizer.
-    pub fn model_vocab_size(&self) -> Option<usize> {
+    pub(crate) fn model_vocab_size(&self) -> Option<usize> {
         self.model_vocab_size
     }
 

@@ -19,7 +19,7 @@ pub const EPSILON: f64 = 1e-8;
 /// The published default of `α`.
 pub const DEFAULT_ALPHA: f64 = 2.7;
 /// Highest accepted authority.
-pub const MAX_AUTHORITY: f64 = 0.99;
+pub(crate) const MAX_AUTHORITY: f64 = 0.99;
 /// Share of effective examples below which a plan warns.
 pub const ESS_WARN: f64 = 0.3;
 /// Share of effective examples below which a run is refused unless forced.
@@ -112,7 +112,7 @@ impl Provenance {
     }
 
     /// `c = ln(1 − w + ε) + H`.
-    pub fn coordinate(&self) -> f64 {
+    pub(crate) fn coordinate(&self) -> f64 {
         coordinate(self.authority, self.entropy)
     }
 
@@ -270,7 +270,7 @@ pub fn effective_sample_size(weights: &[f64]) -> f64 {
 ///
 /// # Errors
 /// [`Error::OutOfRange`] for `α`; [`Error::NoTrainedTokens`] for an empty batch.
-pub fn mean_value(rows: &[Provenance], alpha: f64) -> Result<f64> {
+pub(crate) fn mean_value(rows: &[Provenance], alpha: f64) -> Result<f64> {
     if rows.is_empty() {
         return Err(Error::NoTrainedTokens { rows: 0 });
     }
@@ -281,7 +281,7 @@ pub fn mean_value(rows: &[Provenance], alpha: f64) -> Result<f64> {
 ///
 /// # Errors
 /// [`Error::OutOfRange`] for `α`.
-pub fn sum_value(rows: &[Provenance], alpha: f64) -> Result<f64> {
+pub(crate) fn sum_value(rows: &[Provenance], alpha: f64) -> Result<f64> {
     rows.iter().map(|row| row.value(alpha)).sum()
 }
 
@@ -300,7 +300,7 @@ pub fn additive_total(cross_entropy: f64, mean_value: f64, lambda: f64) -> Resul
 ///
 /// # Errors
 /// [`Error::LengthMismatch`]; [`Error::NoPositiveWeight`] when all `ω` are 0.
-pub fn self_normalised(cross_entropies: &[f64], rows: &[Provenance], link: Link) -> Result<f64> {
+pub(crate) fn self_normalised(cross_entropies: &[f64], rows: &[Provenance], link: Link) -> Result<f64> {
     if cross_entropies.len() != rows.len() {
         return Err(Error::LengthMismatch {
             what: "cross-entropies",

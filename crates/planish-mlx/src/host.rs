@@ -7,7 +7,7 @@ use mlx_rs::{Array, Dtype};
 use crate::{Error, Result, install_error_handler};
 
 /// Bytes that one element takes.
-pub fn element_bytes(dtype: Dtype) -> usize {
+pub(crate) fn element_bytes(dtype: Dtype) -> usize {
     match dtype {
         Dtype::Bool | Dtype::Uint8 | Dtype::Int8 => 1,
         Dtype::Uint16 | Dtype::Int16 | Dtype::Float16 | Dtype::Bfloat16 => 2,

@@ -132,7 +132,7 @@ pub fn set_cache_limit(bytes: usize) -> Result<usize> {
 ///
 /// # Errors
 /// [`crate::Error::Operation`] where the machine has no such limit.
-pub fn set_wired_limit(bytes: usize) -> Result<usize> {
+pub(crate) fn set_wired_limit(bytes: usize) -> Result<usize> {
     install_error_handler();
     Ok(mlx_rs::memory::set_wired_limit(bytes)?)
 }

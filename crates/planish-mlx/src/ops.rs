@@ -122,7 +122,7 @@ pub fn after(array: &Array, others: &[Array]) -> Result<Array> {
 ///
 /// # Errors
 /// [`crate::Error::Mlx`].
-pub fn all_after(arrays: &[Array], others: &[Array]) -> Result<Vec<Array>> {
+pub(crate) fn all_after(arrays: &[Array], others: &[Array]) -> Result<Vec<Array>> {
     let inputs = raw::ArrayList::of(arrays)?;
     let others = raw::ArrayList::of(others)?;
     let mut outputs = raw::ArrayList::empty();

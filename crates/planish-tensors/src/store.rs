@@ -184,14 +184,6 @@ impl TensorStore {
         report
     }
 
-    /// Looks at every value of every tensor.
-    ///
-    /// # Errors
-    /// [`Error::NonFinite`] for the first NaN or infinity.
-    pub fn check_finite(&self) -> Result<()> {
-        self.iter().try_for_each(|view| refuse_non_finite(&view))
-    }
-
     /// Gives back the memory of what was read so far, for readers that copy tensor after tensor out of the files: pages
     /// of a map count as the process's own, so that a model would take its size twice.
     ///
@@ -418,18 +410,6 @@ fn matches_glob(pattern: &str, name: &str) -> bool {
     name.ends_with(tail)
 }
 
-fn refuse_non_finite(view: &TensorView<'_>) -> Result<()> {
-    let Some(found) = view.find_non_finite() else {
-        return Ok(());
-    };
-    Err(Error::NonFinite {
-        path: view.file.to_path_buf(),
-        name: found.name,
-        index: found.index,
-        value: found.value,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -550,19 +530,6 @@ mod tests {
         let map = maps.split_once(file)?.1;
         let line = map.lines().find(|line| line.starts_with("Rss:"))?;
         Some(line.split_whitespace().nth(1)?.parse::<usize>().ok()? * 1024)
-    }
-
-    #[test]
-    fn err_non_finite_weight_names_file_and_element() {
-        let (_dir, store) = store(&[
-            ("a", HostTensor::from_f32(&[2], &[0.0, 1.0])),
-            ("w", HostTensor::from_f32(&[2], &[0.0, f32::NAN])),
-        ]);
-        let error = store.check_finite().unwrap_err();
-        assert!(
-            matches!(&error, Error::NonFinite { name, index: 1, .. } if name == "w"),
-            "{error}"
-        );
     }
 
     #[test]

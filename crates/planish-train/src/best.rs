@@ -27,7 +27,7 @@ impl Best {
     }
 
     /// Takes an evaluation into account and says whether it is a new best: lower than the best by more than `min_delta`.
-    pub fn offer(&mut self, step: usize, loss: f64) -> bool {
+    pub(crate) fn offer(&mut self, step: usize, loss: f64) -> bool {
         let improves = self
             .best
             .map_or(loss.is_finite(), |(_, best)| loss < best - self.min_delta);
@@ -51,7 +51,7 @@ impl Best {
     }
 
     /// Evaluations since the best.
-    pub fn without_new(&self) -> usize {
+    pub(crate) fn without_new(&self) -> usize {
         self.without_new
     }
 
@@ -61,7 +61,7 @@ impl Best {
     }
 
     /// Whether the run should end.
-    pub fn is_exhausted(&self) -> bool {
+    pub(crate) fn is_exhausted(&self) -> bool {
         self.patience > 0 && self.without_new >= self.patience
     }
 }

@@ -11,7 +11,7 @@ use crate::Result;
 ///
 /// # Errors
 /// MLX's own.
-pub fn global_norm<'a>(gradients: impl IntoIterator<Item = &'a Array>) -> Result<Array> {
+pub(crate) fn global_norm<'a>(gradients: impl IntoIterator<Item = &'a Array>) -> Result<Array> {
     let mut total = Array::from_f32(0.0);
     for gradient in gradients {
         total = total.add(sum_of_squares(gradient)?)?;
@@ -25,7 +25,7 @@ pub fn global_norm<'a>(gradients: impl IntoIterator<Item = &'a Array>) -> Result
 ///
 /// # Errors
 /// MLX's own.
-pub fn clip_factor(norm: &Array, max_norm: f64) -> Result<Array> {
+pub(crate) fn clip_factor(norm: &Array, max_norm: f64) -> Result<Array> {
     let bound = Array::from_f32(max_norm as f32);
     let factor = bound.divide(norm.add(Array::from_f32(1e-6))?)?;
     Ok(ops::select(norm.gt(&bound)?, factor, Array::from_f32(1.0))?)

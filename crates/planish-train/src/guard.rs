@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 
 /// Updates in a row that may be refused before the run ends.
-pub const MAX_REFUSED_IN_A_ROW: usize = 3;
+pub(crate) const MAX_REFUSED_IN_A_ROW: usize = 3;
 /// A norm this many times the running median is a spike.
-pub const SPIKE_FACTOR: f64 = 10.0;
+pub(crate) const SPIKE_FACTOR: f64 = 10.0;
 /// Norms that the median runs over.
 const MEMORY: usize = 64;
 /// Norms before the median means anything.
@@ -52,7 +52,7 @@ impl Guard {
     }
 
     /// Refused updates since the last one that was applied.
-    pub fn refused_in_a_row(&self) -> usize {
+    pub(crate) fn refused_in_a_row(&self) -> usize {
         self.refused_in_a_row
     }
 
@@ -62,7 +62,7 @@ impl Guard {
     }
 
     /// A guard with the [`memory`](Self::memory) of another.
-    pub fn with_memory(norms: &[f64], refused_in_a_row: usize) -> Self {
+    pub(crate) fn with_memory(norms: &[f64], refused_in_a_row: usize) -> Self {
         Self {
             norms: norms.iter().copied().collect(),
             refused_in_a_row,

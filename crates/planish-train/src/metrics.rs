@@ -39,7 +39,7 @@ impl Record {
     }
 
     /// The line of a report.
-    pub fn of_train(report: &TrainReport) -> Self {
+    pub(crate) fn of_train(report: &TrainReport) -> Self {
         let mut record = Self::new("train", report.position);
         record.number("loss", report.loss);
         record.optional("loss_weighted", report.loss_weighted);
@@ -69,7 +69,7 @@ impl Record {
     }
 
     /// The line of an evaluation.
-    pub fn of_eval(report: &EvalReport) -> Self {
+    pub(crate) fn of_eval(report: &EvalReport) -> Self {
         let mut record = Self::new("eval", report.position);
         record.number("val_loss", report.loss);
         record.optional("val_ppl", report.perplexity);
@@ -88,7 +88,7 @@ impl Record {
     }
 
     /// The line of something saved; `path` is relative to the output folder.
-    pub fn of_save(report: &SaveReport, path: &str) -> Self {
+    pub(crate) fn of_save(report: &SaveReport, path: &str) -> Self {
         let mut record = Self::new("save", report.position);
         record.value("path", path.into());
         record.value("sha256", report.sha256.as_str().into());
@@ -97,7 +97,7 @@ impl Record {
     }
 
     /// The line of the guard.
-    pub fn of_guard(report: &GuardReport) -> Self {
+    pub(crate) fn of_guard(report: &GuardReport) -> Self {
         let mut record = Self::new("guard", report.position);
         record.value("reason", report.reason.name().into());
         record.number("grad_norm", report.grad_norm);
@@ -107,7 +107,7 @@ impl Record {
     }
 
     /// The first line of a run. `context` holds what the recipe cannot know: versions, backend, configuration.
-    pub fn of_plan(plan: &RunPlan, context: &Map<String, Value>) -> Self {
+    pub(crate) fn of_plan(plan: &RunPlan, context: &Map<String, Value>) -> Self {
         let mut record = Self::new(
             "plan",
             Position {
@@ -142,7 +142,7 @@ impl Record {
     }
 
     /// The last line of a run.
-    pub fn of_end(summary: &Summary) -> Self {
+    pub(crate) fn of_end(summary: &Summary) -> Self {
         let mut record = Self::new("end", summary.position);
         record.value("reason", summary.end.name().into());
         record.optional("loss", summary.last_loss);
@@ -159,7 +159,7 @@ impl Record {
     }
 
     /// The line of a generated sample.
-    pub fn of_sample(position: Position, report: &SampleReport) -> Self {
+    pub(crate) fn of_sample(position: Position, report: &SampleReport) -> Self {
         let mut record = Self::new("sample", position);
         record.value("when", report.when.into());
         record.value("prompt", report.prompt.as_str().into());

@@ -91,7 +91,7 @@ impl Schedule {
     ///
     /// # Errors
     /// [`Error::Config`] when it is negative or above the learning rate.
-    pub fn with_min(mut self, min_learning_rate: f64) -> Result<Self> {
+    pub(crate) fn with_min(mut self, min_learning_rate: f64) -> Result<Self> {
         self.min_learning_rate = min_learning_rate;
         self.check()?;
         Ok(self)

@@ -13,4 +13,4 @@ mod unpack;
 pub use cache::{CacheLock, cache_dir};
 pub use error::{Error, Result};
 pub use pip::{Wheel, download};
-pub use unpack::{sha256_file, unpack, verify_record};
+pub use unpack::{sha256_file, unpack};

@@ -23,7 +23,7 @@ pub struct Wheel {
 impl Wheel {
     /// The line of a requirements file that pins it.
     #[must_use]
-    pub fn requirement(&self) -> String {
+    pub(crate) fn requirement(&self) -> String {
         format!("{}=={} --hash=sha256:{}", self.package, self.version, self.sha256)
     }
 }

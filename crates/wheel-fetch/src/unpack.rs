@@ -79,7 +79,7 @@ fn copy_entry(entry: &mut impl Read, out: &mut File) -> std::result::Result<(), 
 ///
 /// # Errors
 /// [`Error::Altered`] for the first file that is missing or differs.
-pub fn verify_record(root: &Path, record: &Path, check: impl Fn(&str) -> bool) -> Result<()> {
+pub(crate) fn verify_record(root: &Path, record: &Path, check: impl Fn(&str) -> bool) -> Result<()> {
     let text = fs::read_to_string(record).map_err(io_at(record))?;
     for line in text.lines() {
         let mut fields = line.rsplitn(3, ',');

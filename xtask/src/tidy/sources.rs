@@ -69,7 +69,6 @@ const PARTIAL_WRITES: &[&str] = &[
     "crates/planish-train/src/metrics.rs",
     "crates/planish-train/src/tensorboard.rs",
     "crates/planish-train/src/run_dir.rs",
-    "crates/planish-checkpoint/src/run_state/run_dir.rs",
     "crates/planish-checkpoint/src/run_state/lock.rs",
     // Output of a child process, in a temporary folder.
     "crates/planish-backend/src/child.rs",

@@ -15,8 +15,9 @@ use super::{
     value::{HalfTensor, Value},
 };
 use crate::{
-    BlobReader, DType, Dim, Error, Literal, MAIN, OPSET, Operand, Operands, Result, SPECIFICATION_VERSION, TensorType,
-    Type, WEIGHT_FILE, infer, is_identifier,
+    BlobReader, DType, Dim, Error, Literal, MAIN, Operand, Operands, Result, SPECIFICATION_VERSION, TensorType, Type,
+    builder::{OPSET, WEIGHT_FILE},
+    infer, is_identifier,
     proto::{self, BindingKind, FeatureKind, ValueKind},
     unpack_bits,
 };
@@ -24,7 +25,6 @@ use crate::{
 /// A package that has passed all structural checks, with its weights in memory.
 pub struct Package {
     pub(crate) functions: BTreeMap<String, Function>,
-    default: String,
 }
 
 /// A function as a list of steps over numbered values.
@@ -91,20 +91,12 @@ impl Package {
         if !functions.contains_key(&described.0) {
             return Err(bad(format!("the default function {:?} is absent", described.0)));
         }
-        Ok(Self {
-            functions,
-            default: described.0,
-        })
+        Ok(Self { functions })
     }
 
     /// Names of the functions.
-    pub fn function_names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn function_names(&self) -> impl Iterator<Item = &str> {
         self.functions.keys().map(String::as_str)
-    }
-
-    /// The function that runs when none is named.
-    pub fn default_function(&self) -> &str {
-        &self.default
     }
 
     /// Type of an input or state of a function.

@@ -21,7 +21,7 @@ mod state;
 
 pub use lock::RunLock;
 pub use manifest::{Manifest, ManifestFile};
-pub use run_dir::{LaterCheckpoints, RunDir};
+pub use run_dir::RunDir;
 pub use save::{Retention, Saved};
 pub use search::{Checkpoint, PassedOver, Resume, Verify};
 pub use state::{

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use planish_checkpoint::adapter::{Adapter, Method, ReadOptions};
-use planish_checkpoint::run_state::{Best, Checkpoint, LaterCheckpoints, Resume, Retention, RunDir, RunState, Verify};
+use planish_checkpoint::run_state::{Best, Checkpoint, Resume, Retention, RunDir, RunState, Verify};
 use planish_checkpoint::{Error, ExactF64};
 use planish_tensors::HostTensor;
 
@@ -278,40 +278,6 @@ fn saving_a_step_again_keeps_an_equal_one_and_replaces_a_damaged_one() {
     save(out.path(), [1]);
     assert_eq!(found_step(&resume(out.path())), Some(1));
     assert_eq!(names_in(&out.path().join("checkpoints")), ["latest", "step-0000001"]);
-}
-
-#[test]
-fn going_back_needs_a_decision_about_later_checkpoints() {
-    let out = temp_dir();
-    save(out.path(), [1, 2, 3]);
-    let run = RunDir::open(out.path()).unwrap();
-    let refused = run.resume_at(2, Verify::Everything, LaterCheckpoints::Refuse);
-    assert!(matches!(refused, Err(Error::LaterCheckpoints { step: 2, later, .. }) if later == [3]));
-    assert_eq!(run.steps().unwrap(), [1, 2, 3]);
-
-    fs::write(out.path().join("metrics.jsonl"), b"0123456789").unwrap();
-    let branch = out.path().join("branch");
-    run.branch(2, &branch, Verify::Everything).unwrap();
-    assert_eq!(found_step(&resume(&branch)), Some(2));
-    assert_eq!(fs::read(branch.join("metrics.jsonl")).unwrap(), b"");
-
-    let back = run.resume_at(2, Verify::Everything, LaterCheckpoints::Discard).unwrap();
-    assert_eq!((back.state.position.step, run.steps().unwrap()), (2, vec![1, 2]));
-    assert_eq!(
-        fs::read_to_string(out.path().join("checkpoints/latest")).unwrap(),
-        "step-0000002\n"
-    );
-}
-
-#[test]
-fn metrics_are_cut_to_the_checkpoint() {
-    let out = temp_dir();
-    let run = RunDir::open(out.path()).unwrap();
-    run.cut_metrics(0).unwrap();
-    fs::write(out.path().join("metrics.jsonl"), b"one\ntwo\n").unwrap();
-    run.cut_metrics(4).unwrap();
-    assert_eq!(fs::read(out.path().join("metrics.jsonl")).unwrap(), b"one\n");
-    assert!(matches!(run.cut_metrics(5), Err(Error::BrokenCheckpoint { .. })));
 }
 
 /// S-9.

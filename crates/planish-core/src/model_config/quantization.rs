@@ -57,7 +57,7 @@ impl QuantizationMode {
     }
 
     /// The bit widths it exists in.
-    pub fn allowed_bits(self) -> &'static [usize] {
+    pub(crate) fn allowed_bits(self) -> &'static [usize] {
         match self {
             Self::Affine => &[2, 3, 4, 5, 6, 8],
             Self::Mxfp4 | Self::Nvfp4 => &[4],
@@ -66,7 +66,7 @@ impl QuantizationMode {
     }
 
     /// The group sizes it exists in.
-    pub fn allowed_group_sizes(self) -> &'static [usize] {
+    pub(crate) fn allowed_group_sizes(self) -> &'static [usize] {
         match self {
             Self::Affine => &[32, 64, 128],
             Self::Mxfp4 | Self::Mxfp8 => &[32],

@@ -69,7 +69,7 @@ pub fn score(input: &ScoreInput) -> Score {
 }
 
 /// The published authority and entropy of a known source type.
-pub fn prior(source_type: &str) -> Option<Score> {
+pub(crate) fn prior(source_type: &str) -> Option<Score> {
     words::PRIORS
         .iter()
         .find(|(name, ..)| *name == source_type)

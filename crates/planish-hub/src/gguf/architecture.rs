@@ -32,7 +32,7 @@ impl Architecture {
     }
 
     /// How a family of Hugging Face models is stored.
-    pub fn of_family(family: ModelFamily) -> Self {
+    pub(crate) fn of_family(family: ModelFamily) -> Self {
         match family {
             ModelFamily::Llama | ModelFamily::Mistral => Self::Llama,
             ModelFamily::Qwen2 => Self::Qwen2,
@@ -50,7 +50,7 @@ impl Architecture {
     }
 
     /// Whether the rows of q and k are stored in rope's interleaved order.
-    pub fn permutes_q_and_k(self) -> bool {
+    pub(crate) fn permutes_q_and_k(self) -> bool {
         self == Self::Llama
     }
 }

@@ -8,7 +8,7 @@ use super::{Architecture, Gguf, Metadata};
 use crate::{Dtype, Error, Result};
 
 /// The tensor of Llama 3's rope factors.
-pub const ROPE_FACTORS: &str = "rope_freqs.weight";
+pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// Keys after `<architecture>.` that are read below.
 const READ: [&str; 17] = [

@@ -44,7 +44,7 @@ pub enum Array {
 
 impl Value {
     /// The type's name, for messages.
-    pub fn type_name(&self) -> &'static str {
+    pub(crate) fn type_name(&self) -> &'static str {
         match self {
             Self::U8(_) => "u8",
             Self::I8(_) => "i8",

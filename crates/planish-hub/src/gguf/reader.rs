@@ -141,7 +141,7 @@ impl Gguf {
 
 impl TensorInfo {
     /// How many numbers it holds.
-    pub fn n_elements(&self) -> usize {
+    pub(crate) fn n_elements(&self) -> usize {
         self.shape.iter().product()
     }
 }

@@ -58,7 +58,7 @@ impl TensorType {
     }
 
     /// The type with that number, or `Err` with its name when it is a type of the format that we do not read.
-    pub fn from_id(id: u32) -> Result<Self, Option<&'static str>> {
+    pub(crate) fn from_id(id: u32) -> Result<Self, Option<&'static str>> {
         Self::ALL
             .into_iter()
             .find(|t| t.id() == id)
@@ -66,7 +66,7 @@ impl TensorType {
     }
 
     /// Bytes of `n_elements` numbers, or `None` when they are no whole number of blocks or overflow.
-    pub fn bytes_for(self, n_elements: u64) -> Option<u64> {
+    pub(crate) fn bytes_for(self, n_elements: u64) -> Option<u64> {
         let block_len = self.block_len() as u64;
         if !n_elements.is_multiple_of(block_len) {
             return None;

@@ -32,7 +32,7 @@ impl HubSettings {
     ///
     /// # Errors
     /// As [`from_env`](Self::from_env).
-    pub fn from_vars(var: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
+    pub(crate) fn from_vars(var: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
         let set = |name: &str| var(name).filter(|value| !value.is_empty());
         let text = |name: &str| set(name).map(|value| value.to_string_lossy().trim().to_owned());
         let path = |name: &str| set(name).map(PathBuf::from);

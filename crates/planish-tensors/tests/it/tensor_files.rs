@@ -265,5 +265,4 @@ fn shared_tiny_model_is_exactly_what_its_config_expects() {
     let store = TensorStore::open(dir).unwrap();
     let report = store.check(&config.expected_tensors(), &tensors::LoadRules::default());
     assert!(report.is_clean(), "{report}");
-    store.check_finite().unwrap();
 }
