@@ -7,6 +7,7 @@ mod check;
 mod configuration_page;
 mod coreml_check;
 mod crash_test;
+mod fuzz_smoke;
 mod link_check;
 mod metal_check;
 mod mlx;
@@ -51,6 +52,8 @@ enum Command {
     Size(size::Args),
     /// Compare planish with mlx-lm, PEFT and llama.cpp: logits, adapters, GGUF
     Parity(parity::Args),
+    /// Run each fuzz target on its corpus and a few seconds beyond
+    FuzzSmoke(fuzz_smoke::Args),
     /// Kill a run with SIGKILL at random moments, resume it each time, and compare the end bit by bit
     CrashTest(crash_test::Args),
 }
@@ -80,6 +83,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Size(args) => size::run(&args),
         Command::Parity(args) => parity::run(&args),
+        Command::FuzzSmoke(args) => fuzz_smoke::run(&args),
         Command::CrashTest(args) => crash_test::run(&args),
     }
 }
