@@ -8,7 +8,7 @@ use planish_checkpoint::fuse::LogitsCheck;
 use planish_core::model_config::ModelConfig;
 use planish_data::Tokenizer;
 use planish_mlx::host;
-use planish_nn::{AttentionMask, LoadOptions, Model};
+use planish_nn::{AttentionMask, Kernels, LoadOptions, Model};
 
 /// Ordinary texts of several kinds, for where the user gives none.
 const PROMPTS: [&str; 8] = [
@@ -36,7 +36,7 @@ impl FusedLogits {
     pub(crate) fn of_adapter(model_dir: &Path, adapter_dir: &Path, force: bool, texts: &[String]) -> Result<Self> {
         let vocab_size = ModelConfig::from_file(&model_dir.join("config.json"))?.vocab_size;
         let prompts = prompts(model_dir, texts, vocab_size)?;
-        let (mut model, _) = Model::load(model_dir, &LoadOptions::default())?;
+        let (mut model, _) = Model::load(model_dir, &LoadOptions::with_kernels(Kernels::Composed))?;
         let base = BaseModel::open(model_dir)?;
         let read = ReadOptions {
             base: Some(&base),
@@ -57,7 +57,7 @@ impl FusedLogits {
 
     /// Compares with the fused model of a folder.
     pub(crate) fn compare(&self, fused_dir: &Path) -> Result<LogitsCheck> {
-        let (model, _) = Model::load(fused_dir, &LoadOptions::default())?;
+        let (model, _) = Model::load(fused_dir, &LoadOptions::with_kernels(Kernels::Composed))?;
         let fused = logits(&model, &self.prompts)?;
         Ok(LogitsCheck::compare(&self.adapter, &fused, self.vocab_size))
     }

@@ -28,21 +28,17 @@ impl ModelArgs {
     /// Chooses the device, loads the model and lays the adapter over it.
     pub(crate) fn load(&self) -> Result<Model> {
         select_device(self.backend)?;
-        self.load_with(Kernels::Composed)
+        self.load_with(&LoadOptions::with_kernels(Kernels::Composed))
     }
 
     /// The same, computed by what writes single tokens fastest in f32.
     pub(crate) fn load_to_generate(&self) -> Result<Model> {
         select_device(self.backend)?;
-        self.load_with(Kernels::fastest_f32()?)
+        self.load_with(&LoadOptions::for_inference())
     }
 
-    fn load_with(&self, kernels: Kernels) -> Result<Model> {
-        let options = LoadOptions {
-            kernels,
-            ..LoadOptions::default()
-        };
-        let (mut model, _) = Model::load(&self.model, &options)?;
+    fn load_with(&self, options: &LoadOptions) -> Result<Model> {
+        let (mut model, _) = Model::load(&self.model, options)?;
         if let Some(adapter) = &self.adapter {
             attach(&mut model, &self.model, adapter)?;
         }

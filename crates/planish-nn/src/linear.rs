@@ -8,6 +8,7 @@ use crate::dropout::DropoutKeys;
 use crate::lora::LoraAdapter;
 use crate::native::{self, Kernels, Part};
 use crate::parameters::{Parameters, Role, Visitor, join};
+use crate::plan::Path;
 use crate::{Error, Result};
 
 /// A linear layer, plain or quantised, with an optional trainable low-rank update beside its frozen base weight.
@@ -158,15 +159,33 @@ impl Linear {
         let LinearBase::Packed(weight) = &self.base else {
             return None;
         };
-        let update = match &self.adapter {
-            None => None,
-            Some(adapter) if adapter.magnitude.is_some() || (keys.is_some() && adapter.dropout > 0.0) => return None,
-            Some(adapter) => Some((adapter.a.clone(), adapter.b.clone(), adapter.scale as f32)),
-        };
+        if self.obstacle(keys.is_some()).is_some() {
+            return None;
+        }
+        let update = self.adapter.as_ref();
         Some(Part {
             weight: weight.clone(),
-            update,
+            update: update.map(|adapter| (adapter.a.clone(), adapter.b.clone(), adapter.scale as f32)),
         })
+    }
+
+    /// What keeps the adapter out of the kernel of the weight.
+    fn obstacle(&self, drops: bool) -> Option<&'static str> {
+        match &self.adapter {
+            Some(adapter) if adapter.magnitude.is_some() => Some("DoRA"),
+            Some(adapter) if drops && adapter.dropout > 0.0 => Some("dropout"),
+            _ => None,
+        }
+    }
+
+    /// What computes the layer in training.
+    pub(crate) fn path(&self) -> Path {
+        match (&self.base, self.obstacle(true)) {
+            (LinearBase::Packed(_), None) => ("native kernel with its adapter, bf16", None),
+            (LinearBase::Packed(_), obstacle) => ("native kernel, bf16; the adapter by MLX operations", obstacle),
+            (LinearBase::Affine { .. }, _) => ("MLX, quantised weight", None),
+            (LinearBase::Dense { .. }, _) => ("MLX", None),
+        }
     }
 
     fn add_bias(&self, y: Array) -> Result<Array> {

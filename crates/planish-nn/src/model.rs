@@ -16,6 +16,7 @@ use crate::joint::Joint;
 use crate::lora::LoraAdapter;
 use crate::native::Kernels;
 use crate::parameters::{Parameters, Trainable};
+use crate::plan::{ChosenKernels, Plan, Purpose};
 use crate::weights::{Weights, mlx_dtype};
 use crate::{AttentionMask, Error, KvCache, LoraConfig, LoraInit, Result, families};
 
@@ -25,10 +26,42 @@ pub struct LoadOptions {
     /// Element type of the weights and activations. `None`: f32 on the CPU, where 16-bit products are some 50 times
     /// slower, and the stored type on a GPU.
     pub dtype: Option<Dtype>,
-    /// What computes the blocks.
-    pub kernels: Kernels,
+    /// What computes the blocks. `None`: the fastest on the default device for this dtype and purpose.
+    pub kernels: Option<Kernels>,
+    /// What the model is for.
+    pub purpose: Purpose,
+    /// Whether its updates are to be compiled, which not all kernels can be.
+    pub is_compiled: bool,
     /// What a checkpoint may lack or have beyond what the model needs.
     pub rules: LoadRules,
+}
+
+impl LoadOptions {
+    /// For evaluation and generation.
+    pub fn for_inference() -> Self {
+        Self {
+            purpose: Purpose::Inference,
+            ..Self::default()
+        }
+    }
+
+    /// With these kernels, whatever is fastest.
+    pub fn with_kernels(kernels: Kernels) -> Self {
+        Self {
+            kernels: Some(kernels),
+            ..Self::default()
+        }
+    }
+
+    fn choose(&self, dtype: Dtype) -> Result<ChosenKernels> {
+        match self.kernels {
+            Some(kernels) => Ok(ChosenKernels {
+                kernels,
+                obstacle: None,
+            }),
+            None => ChosenKernels::fastest(dtype, self.purpose, self.is_compiled),
+        }
+    }
 }
 
 /// How a forward pass for training runs.
@@ -56,7 +89,7 @@ pub struct Training<'a> {
 pub struct Model {
     config: ModelConfig,
     dtype: Dtype,
-    kernels: Kernels,
+    choice: ChosenKernels,
     pub(crate) decoder: Decoder,
     trainable: Trainable,
     /// The trainable arrays' positions in the walk over the model, ordered by name.
@@ -81,8 +114,9 @@ impl Model {
             Some(dtype) => dtype,
             None => default_dtype(&store)?,
         };
-        let mut weights = Weights::from_store(&config, &mut store, dtype, options.kernels);
-        let model = Self::build(&config, dtype, &mut weights)?;
+        let choice = options.choose(dtype)?;
+        let mut weights = Weights::from_store(&config, &mut store, dtype, choice.kernels);
+        let model = Self::build(&config, dtype, choice, &mut weights)?;
         Ok((model, report))
     }
 
@@ -105,19 +139,28 @@ impl Model {
                 operation: "a random model",
             });
         }
-        Self::build(config, dtype, &mut Weights::random(config, dtype, kernels, seed))
+        let choice = ChosenKernels {
+            kernels,
+            obstacle: None,
+        };
+        Self::build(
+            config,
+            dtype,
+            choice,
+            &mut Weights::random(config, dtype, kernels, seed),
+        )
     }
 
-    fn build(config: &ModelConfig, dtype: Dtype, weights: &mut Weights<'_>) -> Result<Self> {
+    fn build(config: &ModelConfig, dtype: Dtype, choice: ChosenKernels, weights: &mut Weights<'_>) -> Result<Self> {
         if !matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16) {
             return Err(Error::ComputeDtype { dtype });
         }
-        weights.kernels().check(dtype)?;
+        choice.kernels.check(dtype)?;
         let decoder = families::decoder(config, weights)?;
         Ok(Model {
             config: config.clone(),
             dtype,
-            kernels: weights.kernels(),
+            choice,
             decoder,
             trainable: Trainable::Adapters,
             order: Vec::new(),
@@ -136,7 +179,27 @@ impl Model {
 
     /// What computes the blocks.
     pub fn kernels(&self) -> Kernels {
-        self.kernels
+        self.choice.kernels
+    }
+
+    /// What was chosen to compute the blocks, and what stood in the way of more.
+    pub fn choice(&self) -> ChosenKernels {
+        self.choice
+    }
+
+    /// What computes each kind of part in training, adapters included.
+    ///
+    /// # Errors
+    /// [`Error::Mlx`] when the device cannot be asked.
+    pub fn plan(&self) -> Result<Plan> {
+        let is_fused = self.trainable == Trainable::Adapters && self.is_even();
+        Ok(Plan::of(self.choice, &self.decoder, is_fused, &self.head_kernel()?))
+    }
+
+    /// Fused kernels read eight numbers at a time, also from the one array that an optimizer lays all adapters in.
+    fn is_even(&self) -> bool {
+        let trainables = self.trainables();
+        trainables.iter().all(|(_, array)| array.size().is_multiple_of(8))
     }
 
     /// Token ids as i32 `[b, s]`, each checked against the vocabulary.
@@ -224,7 +287,7 @@ impl Model {
     }
 
     fn head_kernel(&self) -> Result<HeadKernel> {
-        Ok(match self.kernels {
+        Ok(match self.kernels() {
             Kernels::Composed => HeadKernel::Composed,
             Kernels::Native | Kernels::NativeBf16 => self.packed_head().map_or(HeadKernel::Cpu, HeadKernel::Packed),
             Kernels::Fused if cuda_kernel::is_supported()? => HeadKernel::Cuda,
@@ -357,12 +420,7 @@ impl Model {
     /// # Errors
     /// [`Error::Mlx`].
     pub fn joined(&mut self) -> Result<Model> {
-        // The kernels read eight numbers at a time, also from the one array that an optimizer lays all adapters in.
-        let is_even = self
-            .trainables()
-            .iter()
-            .all(|(_, array)| array.size().is_multiple_of(8));
-        let is_fused = self.kernels == Kernels::Fused && is_even;
+        let is_fused = self.kernels() == Kernels::Fused && self.is_even();
         if self.trainable != Trainable::Adapters || (self.dtype == Dtype::Float32 && !is_fused) {
             return Ok(self.clone());
         }

@@ -9,7 +9,6 @@ mod norm;
 mod swiglu;
 mod vector;
 
-use planish_mlx::cuda_kernel;
 use planish_mlx::device::{self, DeviceKind};
 use planish_mlx::host_kernel::{Input, Output, OutputSpec, host_kernel, host_kernel_many};
 use planish_mlx::{Array, Dtype};
@@ -39,48 +38,6 @@ pub enum Kernels {
 }
 
 impl Kernels {
-    /// What should be fastest for training adapters on the default device (docs/performance.md says what was measured): packed bf16 where
-    /// the processor multiplies bf16, our own kernels in f32 on other CPUs with vector units they are written for.
-    ///
-    /// # Errors
-    /// [`Error::Mlx`].
-    pub fn fastest() -> Result<Self> {
-        if device::default_kind()? != DeviceKind::Cpu {
-            return Ok(match cuda_kernel::is_supported()? {
-                true => Kernels::Fused,
-                false => Kernels::Composed,
-            });
-        }
-        Ok(match planish_kernels::level() {
-            planish_kernels::Level::Avx512Bf16 => Kernels::NativeBf16,
-            planish_kernels::Level::Avx512 | planish_kernels::Level::Avx2 => Kernels::Native,
-            planish_kernels::Level::Portable if cfg!(target_arch = "aarch64") => Kernels::Native,
-            planish_kernels::Level::Portable => Kernels::Composed,
-        })
-    }
-
-    /// The fastest on the default device that computes in f32 throughout.
-    ///
-    /// # Errors
-    /// [`Error::Mlx`].
-    pub fn fastest_f32() -> Result<Self> {
-        Ok(match Self::fastest()? {
-            Kernels::NativeBf16 => Kernels::Native,
-            other => other,
-        })
-    }
-
-    /// The fastest on the default device in updates that are compiled.
-    ///
-    /// # Errors
-    /// [`Error::Mlx`].
-    pub fn fastest_compiled() -> Result<Self> {
-        Ok(match Self::fastest()? {
-            native if native.is_native() => Kernels::Composed,
-            other => other,
-        })
-    }
-
     /// Whether our own kernels of the CPU run.
     pub fn is_native(self) -> bool {
         matches!(self, Kernels::Native | Kernels::NativeBf16)

@@ -219,10 +219,7 @@ mod tests {
             env!("CARGO_MANIFEST_DIR"),
             "/../planish-nn/tests/fixtures/tiny-llama-1m"
         ));
-        let options = LoadOptions {
-            kernels,
-            ..LoadOptions::default()
-        };
+        let options = LoadOptions::with_kernels(kernels);
         let (mut model, _) = Model::load(dir, &options).unwrap();
         model
             .attach_lora(

@@ -6,7 +6,7 @@ use planish_core::model_config::ModelConfig;
 use planish_core::run_config::BackendDevice;
 use planish_mlx::{Dtype, memory};
 use planish_nn::generate::{GenerateOptions, generate};
-use planish_nn::{Kernels, LoadOptions, LoraConfig, Model};
+use planish_nn::{ChosenKernels, Kernels, LoadOptions, LoraConfig, Model, Purpose};
 use planish_train::optimizer::{Adam, Rule};
 use planish_train::{Compile, TimedStep, TrainOptions, compiles_updates, timed_steps};
 use serde_json::json;
@@ -84,12 +84,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     use planish_core::run_config::Setting;
     let device = model::select_device(BackendDevice::from_text(&args.backend).unwrap_or(BackendDevice::Auto))?;
     let kernels = match args.kernels.as_str() {
-        "composed" => Kernels::Composed,
-        "native" => Kernels::Native,
-        "native-bf16" => Kernels::NativeBf16,
-        "fused" => Kernels::Fused,
-        _ if args.generate.is_some() => Kernels::fastest_f32()?,
-        _ => Kernels::fastest()?,
+        "composed" => Some(Kernels::Composed),
+        "native" => Some(Kernels::Native),
+        "native-bf16" => Some(Kernels::NativeBf16),
+        "fused" => Some(Kernels::Fused),
+        _ => None,
     };
     let mut model = load(args, device, kernels)?;
     match args.generate {
@@ -98,16 +97,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn load(args: &Args, device: DeviceInUse, kernels: Kernels) -> Result<Model> {
+fn load(args: &Args, device: DeviceInUse, kernels: Option<Kernels>) -> Result<Model> {
     let dtype = args.dtype.map(|dtype| match dtype {
         ElementType::F32 => Dtype::Float32,
         ElementType::F16 => Dtype::Float16,
         ElementType::Bf16 => Dtype::Bfloat16,
     });
+    let purpose = match args.generate {
+        Some(_) => Purpose::Inference,
+        None => Purpose::Adapters,
+    };
     if let Some(dir) = &args.model {
         let options = LoadOptions {
             dtype,
             kernels,
+            purpose,
             ..LoadOptions::default()
         };
         return Ok(Model::load(dir, &options)?.0);
@@ -116,8 +120,12 @@ fn load(args: &Args, device: DeviceInUse, kernels: Kernels) -> Result<Model> {
         DeviceInUse::Cpu => Dtype::Float32,
         _ => Dtype::Bfloat16,
     };
-    let config = shape(&args.shape)?;
-    Ok(Model::random_with(&config, dtype.unwrap_or(by_device), kernels, 0)?)
+    let (config, dtype) = (shape(&args.shape)?, dtype.unwrap_or(by_device));
+    let kernels = match kernels {
+        Some(kernels) => kernels,
+        None => ChosenKernels::fastest(dtype, purpose, false)?.kernels,
+    };
+    Ok(Model::random_with(&config, dtype, kernels, 0)?)
 }
 
 /// Shapes of models that people train: SmolLM2-135M, Llama 3.2 1B, Llama 3.1 8B.

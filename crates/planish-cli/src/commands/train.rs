@@ -11,7 +11,7 @@ use planish_core::model_config::ModelConfig;
 use planish_core::run_config::RunConfig;
 use planish_core::units::format_duration;
 use planish_data::{Rungs, Split, Splits};
-use planish_nn::{LoadOptions, Model};
+use planish_nn::Model;
 use planish_tensors::TensorStore;
 use planish_train::{End, Identity, Resume, StopFlag, Summary, TrainOptions, Trainer};
 use serde_json::{Map, Value, json};
@@ -124,13 +124,8 @@ fn train(config: &RunConfig, resume: Resume, accepted: &[Input]) -> Result<Summa
 
     let (device, choice) = model::choose_device(config.backend.device)?;
     limit_memory(device, &choice, config)?;
-    let kernels = kernels::for_training(config)?;
-    output::note(&format!("computing with {}", kernels.describe()));
-    let load_options = LoadOptions {
-        kernels,
-        ..LoadOptions::default()
-    };
-    let (mut base, _) = Model::load(model_dir, &load_options)?;
+    let (mut base, _) = Model::load(model_dir, &kernels::for_training(config))?;
+    output::note(&format!("computing with {}", base.choice()));
 
     let options = TrainOptions {
         max_seq_length,

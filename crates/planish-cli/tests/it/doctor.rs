@@ -35,6 +35,7 @@ fn doctor_tells_every_device_with_its_reason_and_remembers() {
         backends.iter().find(|one| one["name"] == "cpu").unwrap().clone()
     };
     assert!(cpu(&first)["usable"].as_bool().unwrap());
+    assert!(first["kernels"]["by"].is_string(), "{first}");
     let selected = first["selected"].as_str().unwrap();
     assert!(
         backends

@@ -61,6 +61,20 @@ fn train(data: &Path, out: &Path, settings: &[&str]) -> crate::run::Ran {
 }
 
 #[test]
+fn cli_train_with_default_kernels_trains_every_method_and_says_what_computes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = chats(dir.path());
+    for method in ["lora", "dora", "full"] {
+        let out = dir.path().join(method);
+        let ran = train(&data, &out, &[&format!("lora.method={method}"), "train.steps=2"]);
+        assert_eq!(ran.code, Some(0), "{method}: {}", ran.stderr);
+        for words in ["computing with ", "attention × ", "linear layer × ", "loss: "] {
+            assert!(ran.stderr.contains(words), "{method}: no {words:?} in {}", ran.stderr);
+        }
+    }
+}
+
+#[test]
 fn cli_train_dpo_reports_margins_and_refuses_chats() {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (pairs(dir.path()), dir.path().join("out"));

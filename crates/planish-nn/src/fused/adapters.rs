@@ -47,21 +47,27 @@ const DIAGONAL_BACK: CudaKernel = CudaKernel {
     source: include_str!("diagonal_back.cu"),
 };
 
-/// The rank that all adapters of `layers` have, 0 if there are none; `None` where these layers are to be computed otherwise.
-pub(super) fn common_rank(layers: &[&Linear]) -> Option<i32> {
+/// The rank that all adapters of `layers` have, 0 if there are none; else why these layers are to be computed otherwise.
+pub(super) fn common_rank(layers: &[&Linear]) -> Result<i32, &'static str> {
     let mut rank = 0;
     for layer in layers {
         let LinearBase::Dense { .. } = &layer.base else {
-            return None;
+            return Err("quantised weights");
         };
         let Some(adapter) = &layer.adapter else { continue };
         let own = adapter.rank() as i32;
-        if adapter.magnitude.is_some() || own > LARGEST_RANK || (rank != 0 && own != rank) {
-            return None;
+        if adapter.magnitude.is_some() {
+            return Err("DoRA");
+        }
+        if own > LARGEST_RANK {
+            return Err("ranks above 16");
+        }
+        if rank != 0 && own != rank {
+            return Err("ranks that differ");
         }
         rank = own;
     }
-    Some(rank)
+    Ok(rank)
 }
 
 /// Whether a pass with dropout would drop inputs of an adapter of `layers`.

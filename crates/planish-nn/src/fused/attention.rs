@@ -23,10 +23,7 @@ impl FusedAttention {
     /// Prepares a layer, whose weights of query, key and value become views of one matrix; `None` where it has more to do than
     /// this is written for: norms of its heads, DoRA, quantised weights, ranks that differ or are large.
     pub(crate) fn of(layer: &mut Attention) -> Result<Option<Self>> {
-        let ranks = common_rank(&[&layer.query, &layer.key, &layer.value]).zip(common_rank(&[&layer.output]));
-        let has_norms = layer.query_norm.is_some() || layer.key_norm.is_some();
-        let is_even = layer.head_dim % 8 == 0 && can_norm(layer.query.input_dims());
-        let Some((rank, rank_of_output)) = ranks.filter(|_| !has_norms && is_even) else {
+        let Ok((rank, rank_of_output)) = Self::ranks(layer) else {
             return Ok(None);
         };
         let joint = Joint::of([&mut layer.query, &mut layer.key, &mut layer.value])?;
@@ -38,6 +35,24 @@ impl FusedAttention {
             widths: diagonal_sizes(reading, rank)?,
             output: Packing::of(&[&layer.output], rank_of_output)?,
         }))
+    }
+
+    /// The rank of query, key and value, and of the output; else why the layer is computed otherwise.
+    fn ranks(layer: &Attention) -> Result<(i32, i32), &'static str> {
+        if layer.query_norm.is_some() || layer.key_norm.is_some() {
+            return Err("norms of the heads");
+        }
+        if layer.head_dim % 8 != 0 || !can_norm(layer.query.input_dims()) {
+            return Err("widths that are not multiples of 8");
+        }
+        let reading = common_rank(&[&layer.query, &layer.key, &layer.value])?;
+        Ok((reading, common_rank(&[&layer.output])?))
+    }
+
+    /// What stands in the way of the fused block, where something does.
+    pub(crate) fn obstacle(layer: &Attention) -> Option<&'static str> {
+        let dropout = (!Self::is_without_dropout(layer)).then_some("dropout");
+        Self::ranks(layer).err().or(dropout)
     }
 
     /// Whether no adapter drops inputs, which this cannot do.

@@ -15,15 +15,27 @@ pub(crate) struct FusedFeedForward {
 impl FusedFeedForward {
     /// `None` where a layer has more to do than this is written for: DoRA, quantised weights, ranks that differ or are large.
     pub(crate) fn of(layer: &SwiGlu) -> Result<Option<Self>> {
-        let ranks = common_rank(&[&layer.gate, &layer.up]).zip(common_rank(&[&layer.down]));
-        let is_even = layer.down.input_dims().is_multiple_of(8) && can_norm(layer.gate.input_dims());
-        let Some((rank, rank_of_down)) = ranks.filter(|_| is_even) else {
+        let Ok((rank, rank_of_down)) = Self::ranks(layer) else {
             return Ok(None);
         };
         Ok(Some(Self {
             reading: Packing::of(&[&layer.gate, &layer.up], rank)?,
             down: Packing::of(&[&layer.down], rank_of_down)?,
         }))
+    }
+
+    /// The rank of gate and up, and of down; else why the layer is computed otherwise.
+    fn ranks(layer: &SwiGlu) -> Result<(i32, i32), &'static str> {
+        if !layer.down.input_dims().is_multiple_of(8) || !can_norm(layer.gate.input_dims()) {
+            return Err("widths that are not multiples of 8");
+        }
+        Ok((common_rank(&[&layer.gate, &layer.up])?, common_rank(&[&layer.down])?))
+    }
+
+    /// What stands in the way of the fused block, where something does.
+    pub(crate) fn obstacle(layer: &SwiGlu) -> Option<&'static str> {
+        let dropout = (!Self::is_without_dropout(layer)).then_some("dropout");
+        Self::ranks(layer).err().or(dropout)
     }
 
     /// Whether no adapter drops inputs, which this cannot do.

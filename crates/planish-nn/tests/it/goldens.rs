@@ -2,7 +2,7 @@
 
 use planish_checkpoint::adapter::{Adapter, ReadOptions};
 use planish_nn::generate::{GenerateOptions, generate};
-use planish_nn::{LoadOptions, Model, Sampling, Training};
+use planish_nn::{Kernels, LoadOptions, Model, Sampling, Training};
 use planish_tensors::TensorStore;
 
 use crate::gradients::loss_and_gradients;
@@ -13,7 +13,7 @@ const RELATIVE_TOLERANCE: f32 = 2e-5;
 
 fn check_family(name: &str) {
     let dir = fixture("goldens").join(name);
-    let (model, _) = Model::load(&dir, &LoadOptions::default()).unwrap();
+    let (model, _) = Model::load(&dir, &LoadOptions::with_kernels(Kernels::Composed)).unwrap();
     let golden = TensorStore::open(&dir.join("golden/golden.safetensors")).unwrap();
     let tokens = integers(&golden, "tokens");
     let expect = golden.require("logits").unwrap().to_f32().unwrap();
@@ -36,7 +36,7 @@ fn check_family(name: &str) {
 /// An adapter as mlx-lm writes it, over a plain and over a quantised base.
 fn check_adapter(name: &str, kind: &str) {
     let dir = fixture("goldens").join(name);
-    let (mut model, _) = Model::load(&dir, &LoadOptions::default()).unwrap();
+    let (mut model, _) = Model::load(&dir, &LoadOptions::with_kernels(Kernels::Composed)).unwrap();
     let (adapter, _) = Adapter::read(&dir.join(kind), &ReadOptions::default()).unwrap();
     assert_eq!(model.attach_adapter(&adapter).unwrap().len(), 6);
     let golden = TensorStore::open(&dir.join(kind).join("golden/golden.safetensors")).unwrap();

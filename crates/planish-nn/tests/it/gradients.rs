@@ -2,7 +2,9 @@
 
 use planish_mlx::transforms::value_and_grad;
 use planish_mlx::{Array, Dtype, host};
-use planish_nn::{AttentionMask, Error, LoadOptions, LoraConfig, LoraMethod, LoraScale, Model, Trainable, Training};
+use planish_nn::{
+    AttentionMask, Error, Kernels, LoadOptions, LoraConfig, LoraMethod, LoraScale, Model, Trainable, Training,
+};
 
 use crate::{fixture, largest, max_difference, next_token_loss, small_random};
 
@@ -84,7 +86,7 @@ fn check_finite_differences(model: &mut Model) {
 fn grad_matches_finite_difference_for_each_family() {
     for family in ["llama3-rope", "llama-linear-bias", "mistral-window", "qwen2", "qwen3"] {
         let dir = fixture("goldens").join(family);
-        let (mut model, _) = Model::load(&dir, &LoadOptions::default()).unwrap();
+        let (mut model, _) = Model::load(&dir, &LoadOptions::with_kernels(Kernels::Composed)).unwrap();
         let config = LoraConfig {
             rank: 2,
             scale: LoraScale::Fixed(1.0),
@@ -97,7 +99,7 @@ fn grad_matches_finite_difference_for_each_family() {
 
 #[test]
 fn grad_matches_finite_difference_for_all_weights() {
-    let (mut model, _) = Model::load(&fixture("goldens/qwen3"), &LoadOptions::default()).unwrap();
+    let (mut model, _) = Model::load(&fixture("goldens/qwen3"), &LoadOptions::with_kernels(Kernels::Composed)).unwrap();
     model.train(Trainable::Weights).unwrap();
     check_finite_differences(&mut model);
 }

@@ -205,3 +205,35 @@ fn fused_blocks_take_any_choice_of_modules_ranks_and_variants() {
         fused_equals_composed(FAMILIES[0], &config, training);
     }
 }
+
+#[test]
+fn plan_says_what_runs_and_what_stands_in_the_way() {
+    let of = |kernels, config: &LoraConfig| {
+        let mut model = model(FAMILIES[0], kernels);
+        model.attach_lora(config, 3).unwrap();
+        let lines: Vec<String> = model.plan().unwrap().parts.iter().map(ToString::to_string).collect();
+        lines.join("; ")
+    };
+    let lora = LoraConfig::default();
+    let dora = LoraConfig {
+        method: LoraMethod::Dora,
+        ..LoraConfig::default()
+    };
+    let cases = [
+        (Kernels::NativeBf16, &lora, "attention × 2: native kernel, f32"),
+        (
+            Kernels::NativeBf16,
+            &lora,
+            "linear layer × 14: native kernel with its adapter, bf16",
+        ),
+        (Kernels::NativeBf16, &lora, "loss: one kernel with the head, bf16"),
+        (Kernels::NativeBf16, &dora, "the adapter by MLX operations (DoRA)"),
+        (Kernels::Fused, &lora, "attention × 2: fused block in compiled updates"),
+        (Kernels::Fused, &dora, "attention × 2: MLX operations (DoRA)"),
+        (Kernels::Composed, &lora, "linear layer × 14: MLX"),
+    ];
+    for (kernels, config, line) in cases {
+        let plan = of(kernels, config);
+        assert!(plan.contains(line), "{kernels:?}: {plan}");
+    }
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use planish_core::model_config::ModelConfig;
 use planish_mlx::{Array, Dtype};
-use planish_nn::{Error, LoadOptions, Model};
+use planish_nn::{Error, Kernels, LoadOptions, Model};
 use planish_tensors::{self as tensors, Dtype as FileDtype, HostTensor, TensorStore};
 
 use crate::{fixture, largest, logits, max_difference};
@@ -26,7 +26,7 @@ fn altered(change: impl FnOnce(&mut BTreeMap<String, HostTensor>)) -> tempfile::
 }
 
 fn load(dir: &Path) -> Result<Model, Error> {
-    Model::load(dir, &LoadOptions::default()).map(|(model, _)| model)
+    Model::load(dir, &LoadOptions::with_kernels(Kernels::Composed)).map(|(model, _)| model)
 }
 
 fn message(change: impl FnOnce(&mut BTreeMap<String, HostTensor>)) -> String {
@@ -63,7 +63,7 @@ fn redundant_tensors_are_ignored_and_reported() {
         weights.insert("lm_head.weight".into(), weights["model.embed_tokens.weight"].clone());
         weights.insert(angles.into(), HostTensor::from_f32(&[4], &[1.0; 4]));
     });
-    let (_, report) = Model::load(dir.path(), &LoadOptions::default()).unwrap();
+    let (_, report) = Model::load(dir.path(), &LoadOptions::with_kernels(Kernels::Composed)).unwrap();
     assert_eq!(report.ignored.count, 2);
 
     let text = message(|weights| {

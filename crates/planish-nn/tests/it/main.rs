@@ -14,13 +14,16 @@ use std::path::{Path, PathBuf};
 
 use planish_core::model_config::ModelConfig;
 use planish_mlx::{Array, Dtype, host};
-use planish_nn::{AttentionMask, LoadOptions, Model};
+use planish_nn::{AttentionMask, Kernels, LoadOptions, Model};
 
 /// A trained model of a million parameters.
 fn tiny_llama() -> Model {
-    Model::load(&fixture("fixtures/tiny-llama-1m"), &LoadOptions::default())
-        .unwrap()
-        .0
+    Model::load(
+        &fixture("fixtures/tiny-llama-1m"),
+        &LoadOptions::with_kernels(Kernels::Composed),
+    )
+    .unwrap()
+    .0
 }
 
 /// A Qwen3 with random weights: a head of its own, q and k norms, everything that a decoder can have but biases.

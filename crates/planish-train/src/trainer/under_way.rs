@@ -101,7 +101,7 @@ impl<'a> UnderWay<'a> {
         };
         let mut updates = Updates::new(model, &*objective, &about)?;
         let mut step_memory_bytes = None;
-        let mut notes = Vec::new();
+        let mut notes: Vec<String> = model.plan()?.parts.iter().map(ToString::to_string).collect();
         notes.extend(updates.describe(plan.summary().shapes.len()));
         // Before anything is written; a run that goes on was tried when it began.
         if options.preflight && setup.resume == Resume::Fresh {

@@ -54,10 +54,7 @@ fn all_ways(options: &TrainOptions, rows: &[String]) -> [Trained; 3] {
             compile,
             ..options.clone()
         };
-        let load = LoadOptions {
-            kernels,
-            ..LoadOptions::default()
-        };
+        let load = LoadOptions::with_kernels(kernels);
         let model = Model::load(tiny_dir(), &load).unwrap().0;
         let out = world.path(&format!("{compile:?}{kernels:?}"));
         train_model(model, options, &data, None, &out)
@@ -413,10 +410,7 @@ fn err_what_cannot_be_compiled_is_refused_by_name() {
     let world = World::new();
     let data = world.data("train.jsonl", &uneven_rows(2));
     let refused = |options: TrainOptions, kernels| {
-        let load = LoadOptions {
-            kernels,
-            ..LoadOptions::default()
-        };
+        let load = LoadOptions::with_kernels(kernels);
         let mut model = Model::load(tiny_dir(), &load).unwrap().0;
         let options = TrainOptions {
             compile: Compile::On,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use mlx_rs::Array;
 use planish_core::target_modules::{Blocks, TargetModules};
 use planish_data::{ChatTemplate, DataOptions, Dataset, TemplateOptions, Tokenizer};
-use planish_nn::{LoadOptions, LoraConfig, LoraScale, Model};
+use planish_nn::{Kernels, LoadOptions, LoraConfig, LoraScale, Model};
 use planish_train::{Event, Length, Summary, TrainOptions, Trainer, Tuning};
 
 pub(crate) fn tiny_dir() -> &'static Path {
@@ -16,7 +16,9 @@ pub(crate) fn tiny_dir() -> &'static Path {
 }
 
 pub(crate) fn tiny_model() -> Model {
-    Model::load(tiny_dir(), &LoadOptions::default()).unwrap().0
+    Model::load(tiny_dir(), &LoadOptions::with_kernels(Kernels::Composed))
+        .unwrap()
+        .0
 }
 
 /// A folder that is removed at the end, for data and outputs.

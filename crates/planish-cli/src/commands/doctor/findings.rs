@@ -4,7 +4,10 @@ use anyhow::Result;
 use planish_backend::{
     Backend, Choice, Machine, MlxFiles, ProbeReport, Requested, budget, choose, machine_memory_bytes,
 };
+use planish_mlx::Dtype;
+use planish_mlx::device::{self as mlx_device, DeviceKind};
 use planish_mlx::library::{self, GpuLibrary};
+use planish_nn::{ChosenKernels, Purpose};
 use serde_json::{Value, json};
 
 use super::deploy::{self, Deployment};
@@ -33,6 +36,8 @@ pub(super) struct Findings {
     pub(super) reports: Vec<ProbeReport>,
     /// What `--backend auto` takes.
     pub(super) choice: Option<Choice>,
+    /// What trains adapters there.
+    pub(super) kernels: Option<ChosenKernels>,
     pub(super) blas: Option<String>,
     pub(super) blas_warning: Option<String>,
     pub(super) deployment: Deployment,
@@ -68,6 +73,7 @@ impl Findings {
             .find(|files| files.library.is_some())
             .cloned()
             .unwrap_or_default();
+        let kernels = choice.as_ref().map(|choice| kernels_on(choice.backend)).transpose()?;
         let blas = library::openblas_kernels();
         let mut findings = Self {
             memory_bytes: machine_memory_bytes(),
@@ -79,6 +85,7 @@ impl Findings {
             },
             files,
             choice,
+            kernels,
             blas_warning: blas.as_deref().and_then(blas_warning),
             blas,
             deployment: deploy::of(&prober.machine),
@@ -152,6 +159,7 @@ impl Findings {
             "backends": self.reports.iter().map(backend_json).collect::<Vec<_>>(),
             "selected": self.choice.as_ref().map(|choice| choice.backend),
             "fail_over": self.choice.as_ref().and_then(Choice::fail_over),
+            "kernels": self.kernels.map(|chosen| json!({"by": chosen.kernels.describe(), "obstacle": chosen.obstacle})),
             "budget_bytes": self.budget_bytes(),
             "coreml": self.deployment.to_json(),
             "missing": missing,
@@ -180,6 +188,16 @@ fn backend_json(report: &ProbeReport) -> Value {
         "stderr_tail": report.child.stderr_tail,
         "remembered": report.cached,
     })
+}
+
+/// The kernels that `planish train` takes for adapters on a device.
+fn kernels_on(backend: Backend) -> Result<ChosenKernels> {
+    let (kind, dtype) = match backend {
+        Backend::Cpu => (DeviceKind::Cpu, Dtype::Float32),
+        Backend::Metal | Backend::Cuda => (DeviceKind::Gpu, Dtype::Bfloat16),
+    };
+    mlx_device::set_default(kind)?;
+    Ok(ChosenKernels::fastest(dtype, Purpose::Adapters, false)?)
 }
 
 /// OpenBLAS picks its kernels itself; a variable that holds it to others usually halves its speed.

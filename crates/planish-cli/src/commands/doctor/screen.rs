@@ -40,6 +40,9 @@ fn write_all(out: &mut String, findings: &Findings) -> std::fmt::Result {
     }
     writeln!(out)?;
     writeln!(out, "train   {}", training(findings))?;
+    if let Some(kernels) = findings.kernels {
+        writeln!(out, "        {kernels}")?;
+    }
     for step in findings.steps.iter().flatten() {
         writeln!(out, "step    {}", training_step(step))?;
     }

@@ -14,7 +14,7 @@ use planish_core::model_config::ModelConfig;
 use planish_loss::{TokenLossOptions, cross_entropy};
 use planish_mlx::device::{self, DeviceKind};
 use planish_mlx::{Array, Dtype, host, transforms};
-use planish_nn::{AttentionMask, Kernels, LoraConfig, Model, Training};
+use planish_nn::{AttentionMask, ChosenKernels, Kernels, LoraConfig, Model, Purpose, Training};
 use planish_train::{TrainOptions, timed_steps};
 use serde::{Deserialize, Serialize};
 
@@ -155,7 +155,7 @@ fn of_training(kind: DeviceKind) -> Result<Kernels> {
     device::set_default(kind)?;
     Ok(match kind {
         DeviceKind::Cpu => Kernels::Composed,
-        DeviceKind::Gpu => Kernels::fastest()?,
+        DeviceKind::Gpu => ChosenKernels::fastest(Dtype::Bfloat16, Purpose::Adapters, false)?.kernels,
     })
 }
 
