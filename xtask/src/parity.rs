@@ -4,6 +4,7 @@
 mod adapters;
 mod gguf;
 mod models;
+mod templates;
 mod training;
 
 use std::path::{Path, PathBuf};
@@ -54,11 +55,31 @@ enum Part {
     Training,
     /// The next tokens that llama.cpp finds likeliest in our GGUF export
     Gguf,
+    /// Texts and masks of 14 families' chat templates against transformers' apply_chat_template
+    Templates,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let planish = args.planish.clone().map_or_else(build_planish, Ok)?;
     let wants = |part: Part| args.only.is_empty() || args.only.contains(&part);
+    let mut failures = Vec::new();
+    if wants(Part::Templates) {
+        failures.extend(templates::compare()?);
+    }
+    // Templates need no model and no program.
+    if args.only != [Part::Templates] {
+        failures.extend(with_program(args, wants)?);
+    }
+    let count = failures.len();
+    ensure!(
+        failures.is_empty(),
+        "{count} comparisons failed:\n{}",
+        failures.join("\n")
+    );
+    Ok(())
+}
+
+fn with_program(args: &Args, wants: impl Fn(Part) -> bool) -> Result<Vec<String>> {
+    let planish = args.planish.clone().map_or_else(build_planish, Ok)?;
     let tiny: Vec<PathBuf> = TINY_MODELS.iter().map(|model| repo::root().join(model)).collect();
     let smollm2 = if args.tiny_only {
         None
@@ -89,13 +110,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             None => println!("gguf: left out, because it wants SmolLM2-135M"),
         }
     }
-    let count = failures.len();
-    ensure!(
-        failures.is_empty(),
-        "{count} comparisons failed:\n{}",
-        failures.join("\n")
-    );
-    Ok(())
+    Ok(failures)
 }
 
 fn pull_smollm2(planish: &Path) -> Result<PathBuf> {
@@ -139,6 +154,11 @@ pub(crate) fn mlx_lm_python() -> Result<PathBuf> {
 /// A Python with PyTorch, transformers and PEFT.
 pub(crate) fn peft_python() -> Result<PathBuf> {
     virtual_environment("venv-peft", &PEFT)
+}
+
+/// A Python with transformers and no more: its tokenizers and templates need no PyTorch.
+fn transformers_python() -> Result<PathBuf> {
+    virtual_environment("venv-transformers", &["transformers==5.24.0", "jinja2==3.1.6"])
 }
 
 /// The Python of an environment with these packages, made on first use.

@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use planish_core::run_config::{self, RunConfig};
 use planish_data::{
-    ChatTemplate, DataOptions, FieldNames, Format, MissingProvenance, OnPrefixViolation, OnRowError, Overlong, Role,
-    TemplateOptions, Tokenizer, Train,
+    ChatTemplate, ControlTokens, DataOptions, DataReport, FieldNames, Format, Layout, MissingProvenance,
+    OnPrefixViolation, OnRowError, Overlong, Role, TemplateOptions, Tokenizer, Train,
 };
 use serde_json::{Map, Value};
 
@@ -38,8 +38,12 @@ impl Text {
     }
 
     fn load(dir: &Path, options: TemplateOptions) -> Result<Self> {
-        let tokenizer = Tokenizer::from_dir(dir)?;
+        let mut tokenizer = Tokenizer::from_dir(dir)?;
         let template = ChatTemplate::from_dir(dir, &tokenizer, &options)?;
+        // A model that was trained on conversations ends its turns where the template does, whatever its files name.
+        if let Some(end) = template.as_ref().and_then(|template| template.turn_end(&tokenizer)) {
+            tokenizer.also_end_at(end);
+        }
         Ok(Self { tokenizer, template })
     }
 }
@@ -85,6 +89,8 @@ pub(crate) fn options(config: &RunConfig, max_seq_length: usize) -> Result<DataO
         missing,
         allow_mixed_scoring,
         strict,
+        append_eos,
+        control_tokens,
         chat_template: _,
         template_kwargs: _,
         text_feature,
@@ -127,8 +133,30 @@ pub(crate) fn options(config: &RunConfig, max_seq_length: usize) -> Result<DataO
         },
         allow_mixed_scoring: *allow_mixed_scoring,
         strict: *strict,
+        append_eos: append_eos.clone(),
+        control_tokens: match control_tokens {
+            run_config::ControlTokens::Keep => ControlTokens::Keep,
+            run_config::ControlTokens::Text => ControlTokens::Text,
+            run_config::ControlTokens::Refuse => ControlTokens::Refuse,
+        },
         ..DataOptions::default()
     })
+}
+
+/// What a file of rows holds, in a line: rows, format, layouts of other programs.
+pub(crate) fn describe(report: &DataReport) -> String {
+    let layouts: Vec<&str> = report
+        .layouts
+        .keys()
+        .filter(|layout| **layout != Layout::Own)
+        .map(|layout| layout.name())
+        .collect();
+    let layouts = if layouts.is_empty() {
+        String::new()
+    } else {
+        format!(" in the layout of {}", layouts.join(", "))
+    };
+    format!("{} rows of format {}{layouts}", report.rows, report.format)
 }
 
 fn data_format(format: run_config::DataFormat) -> Format {

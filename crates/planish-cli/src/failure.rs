@@ -5,6 +5,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::output;
+
 /// Wrong usage that clap cannot see; exit code 2.
 #[derive(Debug)]
 struct Usage(String);
@@ -43,7 +45,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         eprintln!("{interrupted}");
         return ExitCode::from(130);
     }
-    eprint!("{}", describe(error));
+    eprint!("{}", output::visible(&describe(error)));
     ExitCode::from(if is_usage(error) { 2 } else { 1 })
 }
 

@@ -15,7 +15,27 @@ pub(crate) fn line(text: &str) -> Result<()> {
 
 /// A message beside the result. When nobody listens any more, that is no reason to stop.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", visible(text));
+}
+
+/// A text in which nothing can act on a terminal: control characters other than line ends and tabs, and marks that turn
+/// the direction of writing round, are written as escapes.
+pub(crate) fn visible(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' | '\t' => out.push(character),
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' => {
+                out.extend(character.escape_unicode())
+            }
+            control if control.is_control() => out.push_str(&match u32::from(control) {
+                code @ ..=0xff => format!("\\x{code:02x}"),
+                code => format!("\\u{{{code:x}}}"),
+            }),
+            other => out.push(other),
+        }
+    }
+    out
 }
 
 /// Shows downloads and conversions: a bar on a terminal, a line a stage elsewhere.
@@ -89,5 +109,16 @@ fn bar(total_bytes: Option<u64>) -> ProgressBar {
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_acts_on_a_terminal_is_escaped() {
+        let text = "a\tb\n\u{1b}[2J \u{7}\u{9b}5m \u{202e}turned";
+        assert_eq!(visible(text), "a\tb\n\\x1b[2J \\x07\\x9b5m \\u{202e}turned");
     }
 }

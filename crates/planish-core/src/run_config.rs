@@ -143,15 +143,19 @@ settings! {
         /// Only with `train.compat = "mlx-lm"`: its `--mask-prompt`, which trains the last message alone.
         mask_prompt: bool = false,
         /// What happens where a template rewrites history, so that a turn cannot be found in the whole conversation.
-        on_prefix_violation: OnPrefixViolation = OnPrefixViolation::Error,
+        on_prefix_violation: OnPrefixViolation = OnPrefixViolation::Unroll,
         /// What happens to faulty rows.
         errors: OnRowError = OnRowError::Stop,
         /// What happens to a row without `auth_weight` and `prov_entropy` in a file that has them.
         missing: MissingProvenance = MissingProvenance::Error,
         /// Allow entropies of different scales (`scoring`) in one file.
         allow_mixed_scoring: bool = false,
-        /// Refuse rows that are in two splits, instead of a warning.
+        /// Refuse rows that are in two splits, and fields that nothing reads or writes, instead of a warning.
         strict: bool = false,
+        /// Token that ends a text row, such as `<|endoftext|>`. Unset: the tokenizer's end of text.
+        append_eos: Option<String> = None,
+        /// What happens to control tokens that stand inside messages.
+        control_tokens: ControlTokens = ControlTokens::Keep,
         /// Jinja file that takes the place of the model's own chat template.
         chat_template: Option<PathBuf> = None,
         /// Keywords for the chat template, as `name=value`, such as `enable_thinking=false`.
@@ -384,6 +388,18 @@ words! {
         Error = "error",
         /// Each trained turn becomes an example of its own.
         Unroll = "unroll",
+    }
+}
+
+words! {
+    /// What happens to control tokens inside messages.
+    ControlTokens {
+        /// They act as control tokens, as in transformers; their rows are counted.
+        Keep = "keep",
+        /// They are encoded as plain text.
+        Text = "text",
+        /// The row is refused.
+        Refuse = "refuse",
     }
 }
 

@@ -42,10 +42,14 @@ pub enum Error {
         dir: PathBuf,
     },
     /// Two files claim to be the validation split.
-    #[error("{}: both valid.jsonl and val.jsonl are present. Fix: keep one of them", dir.display())]
+    #[error("{}: both {first} and {second} hold validation rows. Fix: keep one of them", dir.display())]
     TwoValidationFiles {
         /// The directory.
         dir: PathBuf,
+        /// One of them.
+        first: String,
+        /// Another.
+        second: String,
     },
     /// A file without a single row.
     #[error("{}: the file holds no row. Fix: write one JSON object a line", path.display())]
@@ -205,6 +209,8 @@ pub enum RowErrorKind {
     UnknownRole,
     /// A number out of its range, or values that contradict one another.
     Value,
+    /// A field that nothing reads or writes, while the run is strict.
+    Unused,
     /// A chat without a turn to train.
     NoAssistantTurn,
     /// The row must be rendered, and the model has no chat template.
@@ -242,6 +248,7 @@ impl fmt::Display for RowErrorKind {
             Self::Empty => "empty",
             Self::UnknownRole => "unknown-role",
             Self::Value => "value",
+            Self::Unused => "unused",
             Self::NoAssistantTurn => "no-assistant-turn",
             Self::NoTemplate => "no-template",
             Self::Template => "template",

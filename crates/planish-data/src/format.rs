@@ -3,9 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde_json::{Map, Value};
-
 use crate::error::{Fault, RowErrorKind};
+use crate::json::{Map, Value};
 
 /// What the rows of a file are; one format for the whole file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,14 +88,16 @@ impl FieldNames {
     /// The format that the fields of a row belong to.
     ///
     /// A row with the fields of two formats is refused rather than guessed at.
-    pub(crate) fn infer(&self, row: &Map<String, Value>) -> Result<Format, Fault> {
+    pub(crate) fn infer(&self, row: &Map) -> Result<Format, Fault> {
         let has = |name: &String| row.contains_key(name);
         let mut found = Vec::new();
         if has(&self.chosen) && has(&self.rejected) {
             found.push(Format::Preference);
         }
         if has(&self.messages) {
-            found.push(if row.get("tools").is_some_and(|tools| !tools.is_null()) {
+            let has_tools =
+                |tools: &Value| !tools.is_null() && tools.as_str().is_none_or(|text| !text.trim().is_empty());
+            found.push(if row.get("tools").is_some_and(has_tools) {
                 Format::Tools
             } else {
                 Format::Chat
@@ -122,25 +123,13 @@ impl FieldNames {
         }
     }
 
-    /// The fields in which a row's content may be, for telling them from extra ones.
-    pub(crate) fn known(&self) -> [&str; 6] {
-        [
-            &self.text,
-            &self.prompt,
-            &self.completion,
-            &self.messages,
-            &self.chosen,
-            &self.rejected,
-        ]
-    }
-
-    fn no_format(&self, row: &Map<String, Value>) -> Fault {
+    fn no_format(&self, row: &Map) -> Fault {
         let keys = row.keys().take(8).map(String::as_str).collect::<Vec<_>>().join(", ");
         let found = if keys.is_empty() { "none".into() } else { keys };
         Fault::new(
             RowErrorKind::UnknownFormat,
             format!(
-                "expected {:?}, or {:?} and {:?}, or {:?}, or {:?} and {:?}; the fields are: {found}",
+                "expected {:?}, or {:?} and {:?}, or {:?}, or {:?} and {:?}, or \"conversations\", or \"instruction\" and \"output\"; the fields are: {found}",
                 self.text, self.prompt, self.completion, self.messages, self.chosen, self.rejected
             ),
             "name the fields with data.text_feature, prompt_feature, completion_feature or chat_feature",

@@ -1,32 +1,159 @@
-//! Strict JSON: one object a line, no key twice, and the column of any field.
+//! Strict JSON: one object per line, no key twice, integers of any size, and the column of any field.
+//!
+//! A parser of our own, because serde_json rounds integers beyond 64 bits, and its `arbitrary_precision` changes numbers
+//! for every crate that is built with it.
 
 use std::collections::HashMap;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use indexmap::IndexMap;
 use serde_json::value::RawValue;
-use serde_json::{Map, Number, Value};
 
 use crate::error::{Fault, RowErrorKind, Step};
+
+/// A JSON value.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Value {
+    Null,
+    Bool(bool),
+    Number(Number),
+    String(String),
+    Array(Vec<Value>),
+    Object(Map),
+}
+
+/// A JSON object, in the order of its keys.
+pub(crate) type Map = IndexMap<String, Value>;
+
+/// A number with every digit that was written.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Number {
+    Int(i128),
+    /// Decimal digits of an integer beyond 128 bits.
+    BigInt(String),
+    Float(f64),
+}
+
+impl Value {
+    pub(crate) fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn as_array(&self) -> Option<&Vec<Value>> {
+        match self {
+            Self::Array(list) => Some(list),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn as_f64(&self) -> Option<f64> {
+        match self {
+            Self::Number(Number::Int(number)) => Some(*number as f64),
+            Self::Number(Number::Float(number)) => Some(*number),
+            Self::Number(Number::BigInt(digits)) => digits.parse().ok(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_null(&self) -> bool {
+        *self == Self::Null
+    }
+
+    /// A field of an object.
+    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
+        match self {
+            Self::Object(map) => map.get(key),
+            _ => None,
+        }
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::String(text.into())
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::String(text)
+    }
+}
+
+impl From<&serde_json::Value> for Value {
+    fn from(value: &serde_json::Value) -> Self {
+        use serde_json::Value as Serde;
+        match value {
+            Serde::Null => Self::Null,
+            Serde::Bool(value) => Self::Bool(*value),
+            Serde::Number(number) => Self::Number(match number.as_i128() {
+                Some(number) => Number::Int(number),
+                None => Number::Float(number.as_f64().unwrap_or_default()),
+            }),
+            Serde::String(text) => Self::String(text.clone()),
+            Serde::Array(list) => Self::Array(list.iter().map(Self::from).collect()),
+            Serde::Object(map) => Self::Object(from_serde_map(map)),
+        }
+    }
+}
+
+/// An object of serde_json as ours.
+pub(crate) fn from_serde_map(map: &serde_json::Map<String, serde_json::Value>) -> Map {
+    map.iter().map(|(key, value)| (key.clone(), value.into())).collect()
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("null"),
+            Self::Bool(value) => write!(f, "{value}"),
+            Self::Number(Number::Int(number)) => write!(f, "{number}"),
+            Self::Number(Number::BigInt(digits)) => f.write_str(digits),
+            Self::Number(Number::Float(number)) => write!(f, "{}", serde_json::Value::from(*number)),
+            Self::String(text) => write!(f, "{}", serde_json::Value::from(text.as_str())),
+            Self::Array(list) => {
+                f.write_str("[")?;
+                for (index, value) in list.iter().enumerate() {
+                    write!(f, "{}{value}", if index > 0 { "," } else { "" })?;
+                }
+                f.write_str("]")
+            }
+            Self::Object(map) => write_object(f, map),
+        }
+    }
+}
+
+fn write_object(f: &mut fmt::Formatter<'_>, map: &Map) -> fmt::Result {
+    f.write_str("{")?;
+    for (index, (key, value)) in map.iter().enumerate() {
+        let comma = if index > 0 { "," } else { "" };
+        write!(f, "{comma}{}:{value}", serde_json::Value::from(key.as_str()))?;
+    }
+    f.write_str("}")
+}
 
 /// Parses one line into an object.
 ///
 /// `terminated` says whether the line ended with a line break: without one, a row that stops in the middle is reported
 /// as a file that was cut off.
-pub(crate) fn parse_object(line: &str, terminated: bool) -> Result<Map<String, Value>, Fault> {
-    let mut deserializer = serde_json::Deserializer::from_str(line);
-    let parsed = Strict
-        .deserialize(&mut deserializer)
-        .and_then(|value| deserializer.end().map(|()| value));
-    match parsed {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(other) => Err(Fault::new(
+pub(crate) fn parse_object(line: &str, terminated: bool) -> Result<Map, Fault> {
+    let mut parser = Parser::new(line, terminated);
+    match parser.whole()? {
+        Value::Object(object) => Ok(object),
+        other => Err(Fault::new(
             RowErrorKind::NotAnObject,
             format!("expected object, found {}", describe(&other)),
             "write one JSON object a line, such as {\"text\": \"…\"}",
         )),
-        Err(error) => Err(syntax_fault(line, &error, terminated)),
     }
+}
+
+/// Parses a text that holds one JSON value, such as the arguments of a call.
+pub(crate) fn parse(text: &str) -> Option<Value> {
+    Parser::new(text, true).whole().ok()
 }
 
 /// The column of a field, in characters from 1. Where a step leads nowhere, that of the last value reached.
@@ -70,132 +197,316 @@ pub(crate) fn describe(value: &Value) -> &'static str {
     }
 }
 
-fn syntax_fault(line: &str, error: &serde_json::Error, terminated: bool) -> Fault {
-    let text = error.to_string();
-    let reason = text.split(" at line ").next().unwrap_or(&text).to_string();
-    let rest = line.get(error.column().saturating_sub(1)..).unwrap_or_default();
-    let (kind, message, fix) = classify(&reason, error.is_eof(), terminated, rest);
-    Fault {
-        column: Some(column_at(line, error.column().saturating_sub(1))),
-        ..Fault::new(kind, message, fix)
-    }
+/// Values inside one another.
+const MAX_DEPTH: usize = 127;
+const NOT_JSON: &str = "write one JSON object a line, with \"double-quoted\" keys and no trailing comma";
+
+struct Parser<'a> {
+    text: &'a str,
+    at: usize,
+    terminated: bool,
+    depth: usize,
 }
 
-/// serde_json keeps its error codes to itself, so its messages decide; the tests pin each of them.
-fn classify<'a>(reason: &'a str, eof: bool, terminated: bool, rest: &str) -> (RowErrorKind, &'a str, &'static str) {
-    const NOT_JSON: &str = "write one JSON object a line, with \"double-quoted\" keys and no trailing comma";
-    if reason.contains("surrogate") || reason.contains("unexpected end of hex escape") {
-        let fix = "write the character itself, or both halves of the pair";
-        (
-            RowErrorKind::LoneSurrogate,
-            "a \\u escape is half of a surrogate pair",
-            fix,
-        )
-    } else if reason.contains("recursion limit") {
-        (
-            RowErrorKind::TooDeep,
-            "values are nested more than 127 deep",
-            "flatten the row",
-        )
-    } else if reason.contains("number out of range") || non_finite_word(rest) {
-        let fix = "give a finite number, or null where the field may be absent";
-        (RowErrorKind::NonFinite, "expected a finite number", fix)
-    } else if reason.starts_with("the key ") {
-        (RowErrorKind::DuplicateKey, reason, "keep one of the two values")
-    } else if eof && !terminated {
-        let fix = "copy or download the file again, or delete the row";
-        (RowErrorKind::CutOff, "the file ends inside this row", fix)
-    } else {
-        let message = match reason {
-            "EOF while parsing a string" => "the line ends inside a string",
-            "EOF while parsing a list" => "the line ends inside a list",
-            "EOF while parsing an object" => "the line ends inside an object",
-            "trailing characters" => "something follows the object",
-            "expected value" | "expected ident" => "expected a JSON value",
-            other => other,
-        };
-        (RowErrorKind::Json, message, NOT_JSON)
-    }
-}
-
-fn non_finite_word(rest: &str) -> bool {
-    ["NaN", "Infinity", "-Infinity", "Inf", "nan", "inf"]
-        .iter()
-        .any(|word| rest.starts_with(word))
-        || rest
-            .trim_start_matches(|c: char| c.is_alphabetic())
-            .starts_with("Infinity")
-}
-
-/// Builds a [`Value`] like serde_json's own, except that a key may not come twice.
-struct Strict;
-
-impl<'de> DeserializeSeed<'de> for Strict {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Strict {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(Value::Number(value.into()))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(Value::Number(value.into()))
-    }
-
-    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("number out of range"))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(Value::String(value.to_string()))
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(Value::String(value))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(value) = access.next_element_seed(Strict)? {
-            list.push(value);
+impl<'a> Parser<'a> {
+    fn new(text: &'a str, terminated: bool) -> Self {
+        Self {
+            text,
+            at: 0,
+            terminated,
+            depth: 0,
         }
+    }
+
+    fn whole(&mut self) -> Result<Value, Fault> {
+        let value = self.value()?;
+        self.skip_space();
+        if self.at < self.text.len() {
+            return Err(self.not_json("something follows the object"));
+        }
+        Ok(value)
+    }
+
+    fn value(&mut self) -> Result<Value, Fault> {
+        self.skip_space();
+        match self.peek() {
+            Some(b'{') => self.nested(Self::object),
+            Some(b'[') => self.nested(Self::array),
+            Some(b'"') => self.string().map(Value::String),
+            Some(b'-' | b'0'..=b'9') => self.number(),
+            None => Err(self.not_json("the line ends where a value is expected")),
+            _ => {
+                for (word, value) in [
+                    ("true", Value::Bool(true)),
+                    ("false", Value::Bool(false)),
+                    ("null", Value::Null),
+                ] {
+                    if self.text[self.at..].starts_with(word) {
+                        self.at += word.len();
+                        return Ok(value);
+                    }
+                }
+                let rest = &self.text[self.at..];
+                if ["NaN", "Infinity", "Inf", "nan", "inf"]
+                    .iter()
+                    .any(|word| rest.starts_with(word))
+                {
+                    return Err(self.non_finite());
+                }
+                Err(self.not_json("expected a JSON value"))
+            }
+        }
+    }
+
+    fn nested(&mut self, read: fn(&mut Self) -> Result<Value, Fault>) -> Result<Value, Fault> {
+        self.at += 1;
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            let message = format!("values are nested more than {MAX_DEPTH} deep");
+            return Err(self.fault(RowErrorKind::TooDeep, message, "flatten the row"));
+        }
+        let value = read(self)?;
+        self.depth -= 1;
+        Ok(value)
+    }
+
+    fn object(&mut self) -> Result<Value, Fault> {
+        let mut map = Map::new();
+        loop {
+            self.skip_space();
+            match self.peek() {
+                Some(b'}') if map.is_empty() => break,
+                Some(b'"') => {}
+                Some(b'}') => return Err(self.not_json("trailing comma")),
+                None => return Err(self.not_json("the line ends inside an object")),
+                _ => return Err(self.not_json("key must be a string")),
+            }
+            let key_at = self.at;
+            let key = self.string()?;
+            if map.contains_key(&key) {
+                self.at = key_at;
+                let message = format!("the key {key:?} comes twice in one object");
+                return Err(self.fault(RowErrorKind::DuplicateKey, message, "keep one of the two values"));
+            }
+            self.skip_space();
+            self.expect(b':', "the line ends inside an object", "expected `:`")?;
+            let value = self.value()?;
+            map.insert(key, value);
+            if !self.comma(b'}', "the line ends inside an object", "expected `,` or `}`")? {
+                break;
+            }
+        }
+        self.at += 1;
+        Ok(Value::Object(map))
+    }
+
+    fn array(&mut self) -> Result<Value, Fault> {
+        let mut list = Vec::new();
+        loop {
+            self.skip_space();
+            match self.peek() {
+                Some(b']') if list.is_empty() => break,
+                Some(b']') => return Err(self.not_json("trailing comma")),
+                None => return Err(self.not_json("the line ends inside a list")),
+                _ => list.push(self.value()?),
+            }
+            if !self.comma(b']', "the line ends inside a list", "expected `,` or `]`")? {
+                break;
+            }
+        }
+        self.at += 1;
         Ok(Value::Array(list))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
-        let mut map = Map::new();
-        while let Some(key) = access.next_key::<String>()? {
-            if map.contains_key(&key) {
-                return Err(A::Error::custom(format_args!(
-                    "the key {key:?} comes twice in one object"
-                )));
-            }
-            let value = access.next_value_seed(Strict)?;
-            map.insert(key, value);
+    /// Takes a comma; false where `end` comes instead, which is left.
+    fn comma(&mut self, end: u8, at_end: &str, otherwise: &str) -> Result<bool, Fault> {
+        self.skip_space();
+        if self.peek() == Some(end) {
+            return Ok(false);
         }
-        Ok(Value::Object(map))
+        self.expect(b',', at_end, otherwise)?;
+        Ok(true)
     }
+
+    fn expect(&mut self, byte: u8, at_end: &str, otherwise: &str) -> Result<(), Fault> {
+        match self.peek() {
+            Some(found) if found == byte => {
+                self.at += 1;
+                Ok(())
+            }
+            None => Err(self.not_json(at_end)),
+            Some(_) => Err(self.not_json(otherwise)),
+        }
+    }
+
+    fn string(&mut self) -> Result<String, Fault> {
+        self.at += 1;
+        let mut out = String::new();
+        loop {
+            let rest = &self.text.as_bytes()[self.at..];
+            let length = rest
+                .iter()
+                .position(|byte| matches!(byte, b'"' | b'\\' | ..0x20))
+                .unwrap_or(rest.len());
+            out.push_str(&self.text[self.at..self.at + length]);
+            self.at += length;
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(out);
+                }
+                Some(b'\\') => out.push(self.escape()?),
+                Some(_) => return Err(self.not_json("a control character stands in a string; write it as \\u00XX")),
+                None => return Err(self.not_json("the line ends inside a string")),
+            }
+        }
+    }
+
+    fn escape(&mut self) -> Result<char, Fault> {
+        self.at += 1;
+        let Some(kind) = self.peek() else {
+            return Err(self.not_json("the line ends inside a string"));
+        };
+        self.at += 1;
+        Ok(match kind {
+            b'"' | b'\\' | b'/' => char::from(kind),
+            b'b' => '\u{8}',
+            b'f' => '\u{c}',
+            b'n' => '\n',
+            b'r' => '\r',
+            b't' => '\t',
+            b'u' => return self.unicode(),
+            _ => {
+                self.at -= 1;
+                return Err(self.not_json("invalid escape"));
+            }
+        })
+    }
+
+    fn unicode(&mut self) -> Result<char, Fault> {
+        let first = self.code_unit()?;
+        if let Some(character) = char::from_u32(first) {
+            return Ok(character);
+        }
+        if first < 0xdc00 && self.text[self.at..].starts_with("\\u") {
+            self.at += 2;
+            let second = self.code_unit()?;
+            if let Some(Ok(character)) = char::decode_utf16([first as u16, second as u16]).next() {
+                return Ok(character);
+            }
+        }
+        self.at -= 1;
+        let fix = "write the character itself, or both halves of the pair";
+        Err(self.fault(
+            RowErrorKind::LoneSurrogate,
+            "a \\u escape is half of a surrogate pair",
+            fix,
+        ))
+    }
+
+    fn code_unit(&mut self) -> Result<u32, Fault> {
+        let digits = self
+            .text
+            .get(self.at..self.at + 4)
+            .filter(|it| it.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        match digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()) {
+            Some(code) => {
+                self.at += 4;
+                Ok(code)
+            }
+            None => Err(self.not_json("invalid escape")),
+        }
+    }
+
+    fn number(&mut self) -> Result<Value, Fault> {
+        let start = self.at;
+        let rest = &self.text[start..];
+        let length = rest
+            .find(|c: char| !matches!(c, '0'..='9' | '-' | '+' | '.' | 'e' | 'E'))
+            .unwrap_or(rest.len());
+        let text = &rest[..length];
+        if text == "-" && rest[1..].starts_with(['I', 'i', 'N', 'n']) {
+            return Err(self.non_finite());
+        }
+        self.at += length;
+        let (whole, is_float) = match number_shape(text) {
+            Some(shape) => shape,
+            None => return Err(self.not_json("invalid number")),
+        };
+        if !is_float {
+            return Ok(Value::Number(match whole.parse() {
+                Ok(number) => Number::Int(number),
+                Err(_) => Number::BigInt(whole.into()),
+            }));
+        }
+        match text.parse::<f64>() {
+            Ok(number) if number.is_finite() => Ok(Value::Number(Number::Float(number))),
+            _ => {
+                self.at = start;
+                Err(self.non_finite())
+            }
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn skip_space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+            self.at += 1;
+        }
+    }
+
+    fn non_finite(&self) -> Fault {
+        let fix = "give a finite number, or null where the field may be absent";
+        self.fault(RowErrorKind::NonFinite, "expected a finite number", fix)
+    }
+
+    fn not_json(&self, message: &str) -> Fault {
+        if self.at >= self.text.len() && !self.terminated {
+            let fix = "copy or download the file again, or delete the row";
+            return self.fault(RowErrorKind::CutOff, "the file ends inside this row", fix);
+        }
+        self.fault(RowErrorKind::Json, message, NOT_JSON)
+    }
+
+    fn fault(&self, kind: RowErrorKind, message: impl Into<String>, fix: &str) -> Fault {
+        Fault {
+            column: Some(column_at(self.text, self.at.min(self.text.len()))),
+            ..Fault::new(kind, message, fix)
+        }
+    }
+}
+
+/// The text of a number by JSON's grammar, and whether it has a fraction or an exponent.
+fn number_shape(text: &str) -> Option<(&str, bool)> {
+    let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
+    let unsigned = text.strip_prefix('-').unwrap_or(text);
+    let whole = digits(unsigned);
+    if whole == 0 || (whole > 1 && unsigned.starts_with('0')) {
+        return None;
+    }
+    let mut rest = &unsigned[whole..];
+    let mut is_float = false;
+    if let Some(fraction) = rest.strip_prefix('.') {
+        let length = digits(fraction);
+        if length == 0 {
+            return None;
+        }
+        rest = &fraction[length..];
+        is_float = true;
+    }
+    if let Some(exponent) = rest.strip_prefix(['e', 'E']) {
+        let size = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
+        let length = digits(size);
+        if length == 0 {
+            return None;
+        }
+        rest = &size[length..];
+        is_float = true;
+    }
+    rest.is_empty().then_some((text, is_float))
 }
 
 #[cfg(test)]
@@ -252,6 +563,8 @@ mod tests {
     fn numbers_keep_every_digit() {
         let object = parse_object(r#"{"w": 0.99, "i": 18446744073709551615}"#, true).unwrap();
         assert_eq!(object["w"].as_f64(), Some(0.99));
-        assert_eq!(object["i"].as_u64(), Some(u64::MAX));
+        assert_eq!(object["i"], Value::Number(Number::Int(u64::MAX.into())));
+        let line = format!("{{\"wei\":1{},\"low\":-{}7}}", "0".repeat(21), "9".repeat(80));
+        assert_eq!(Value::Object(parse_object(&line, true).unwrap()).to_string(), line);
     }
 }

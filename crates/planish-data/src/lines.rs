@@ -24,8 +24,8 @@ pub(crate) struct Lines {
     limit: usize,
     number: usize,
     digest: Sha256,
-    /// The file begins with the UTF-8 byte-order mark, which was passed over.
-    pub(crate) byte_order_mark: bool,
+    /// Lines that begin with the UTF-8 byte-order mark, which was passed over: the first, or one where files were joined.
+    pub(crate) byte_order_marks: usize,
     /// Lines that ended with carriage return and line feed.
     pub(crate) crlf: usize,
 }
@@ -46,7 +46,7 @@ impl Lines {
             limit,
             number: 0,
             digest: Sha256::new(),
-            byte_order_mark: false,
+            byte_order_marks: 0,
             crlf: 0,
         })
     }
@@ -90,9 +90,9 @@ impl Lines {
     }
 
     fn trim_ends(&mut self, line: &mut Line) {
-        if line.number == 1 && line.bytes.starts_with(BYTE_ORDER_MARK) {
+        if line.bytes.starts_with(BYTE_ORDER_MARK) {
             line.bytes.drain(..BYTE_ORDER_MARK.len());
-            self.byte_order_mark = true;
+            self.byte_order_marks += 1;
         }
         if !line.too_long && line.terminated && line.bytes.last() == Some(&b'\r') {
             line.bytes.pop();
@@ -105,7 +105,7 @@ impl Lines {
 mod tests {
     use super::*;
 
-    fn read(bytes: &[u8], limit: usize) -> (Vec<Line>, bool, usize) {
+    fn read(bytes: &[u8], limit: usize) -> (Vec<Line>, usize, usize) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         let mut lines = Lines::open(file.path(), limit).unwrap();
@@ -113,13 +113,13 @@ mod tests {
         while let Some(line) = lines.next_line().unwrap() {
             all.push(line);
         }
-        (all, lines.byte_order_mark, lines.crlf)
+        (all, lines.byte_order_marks, lines.crlf)
     }
 
     #[test]
     fn marks_line_ends_and_lengths_are_told() {
         let (lines, bom, crlf) = read(b"\xef\xbb\xbfab\r\n\nabcdefgh\nlast", 7);
-        assert!(bom);
+        assert_eq!(bom, 1);
         assert_eq!(crlf, 1);
         let got: Vec<_> = lines
             .iter()

@@ -12,10 +12,11 @@ use crate::format::Format;
 use crate::limit::{Limited, Piece, count_targets, limit};
 use crate::lines::{Line, Lines};
 use crate::mask::{EndOfTurn, Masker, Sample, Samples};
+use crate::notes::Note;
 use crate::options::{DataOptions, MissingProvenance, OnRowError, Overlong, Train};
 use crate::prepare::{Row, located, row_of};
 use crate::provenance::Provenance;
-use crate::report::{DataReport, LengthStats};
+use crate::report::{DataReport, LengthStats, Remark};
 use crate::store::TokenStore;
 
 /// Reads a file row by row, and counts what it meets.
@@ -144,7 +145,8 @@ struct Loader<'a> {
     store: TokenStore,
     digest: Sha256,
     row_hashes: HashMap<u128, usize>,
-    extra_fields: BTreeMap<String, usize>,
+    /// Remarks with the number of their rows and the first line.
+    notes: BTreeMap<Note, (usize, usize)>,
     end_of_turn: EndOfTurn,
 }
 
@@ -176,7 +178,7 @@ impl<'a> Loader<'a> {
             store: TokenStore::new(masker.options.memory_limit_bytes),
             digest: Sha256::new(),
             row_hashes: HashMap::new(),
-            extra_fields: BTreeMap::new(),
+            notes: BTreeMap::new(),
             end_of_turn: EndOfTurn::NotRendered,
         }
     }
@@ -207,7 +209,7 @@ impl<'a> Loader<'a> {
             RowErrorKind::Encoding => error.line == 1 && self.options.errors == OnRowError::Stop,
             _ => false,
         };
-        if self.options.errors == OnRowError::Skip && !whole_file {
+        if self.options.errors != OnRowError::Stop && !whole_file {
             self.report.skipped.push(error);
             return Ok(());
         }
@@ -307,15 +309,18 @@ impl<'a> Loader<'a> {
                 self.end_of_turn = sample.end_of_turn;
             }
         }
-        self.report.unrolled_rows += usize::from(matches!(row.samples, Samples::Unrolled(_)));
+        self.report.unrolled_rows += usize::from(matches!(row.samples, Samples::Unrolled(_)) && !row.is_bad_answer);
         if row.provenance.is_none() && self.options.missing_provenance == MissingProvenance::Neutral {
             self.report.neutral_rows += 1;
         }
-        for field in row.extra_fields {
-            self.extra_fields.entry(field).or_insert(line);
+        *self.report.layouts.entry(row.layout).or_default() += 1;
+        self.report.bad_answers += usize::from(row.is_bad_answer);
+        for note in row.notes {
+            self.notes.entry(note).or_insert((0, line)).0 += 1;
         }
-        match self.row_hashes.get(&hash) {
+        match self.row_hashes.get(&hash).filter(|_| !row.is_bad_answer) {
             Some(earlier) => self.report.duplicate(*earlier, line),
+            None if row.is_bad_answer => {}
             None => {
                 self.row_hashes.insert(hash, line);
             }
@@ -346,7 +351,7 @@ impl<'a> Loader<'a> {
             };
             self.push(example, &piece)?;
         }
-        if self.examples.len() == before && self.report.dropped_lines.last() != Some(&line) {
+        if self.examples.len() == before && !row.is_bad_answer && self.report.dropped_lines.last() != Some(&line) {
             self.report.zero_target_lines.push(line);
         }
         self.provenance.push(row.provenance);
@@ -401,7 +406,7 @@ impl<'a> Loader<'a> {
             return Err(Error::Empty { path: self.path.into() });
         }
         self.check_skipped()?;
-        if self.examples.is_empty() {
+        if self.examples.is_empty() && self.options.errors != OnRowError::Count {
             let mut lines = std::mem::take(&mut self.report.zero_target_lines);
             lines.append(&mut self.report.dropped_lines);
             lines.truncate(MAX_LISTED);
@@ -432,13 +437,15 @@ impl<'a> Loader<'a> {
     fn check_skipped(&self) -> Result<()> {
         let (skipped, rows) = (self.report.skipped.len(), self.report.rows);
         match self.report.skipped.first() {
-            Some(first) if skipped * 100 > rows * MAX_SKIPPED_PERCENT => Err(Error::TooManySkipped {
-                path: self.path.into(),
-                skipped,
-                rows,
-                limit_percent: MAX_SKIPPED_PERCENT,
-                first: Box::new(first.clone()),
-            }),
+            Some(first) if self.options.errors != OnRowError::Count && skipped * 100 > rows * MAX_SKIPPED_PERCENT => {
+                Err(Error::TooManySkipped {
+                    path: self.path.into(),
+                    skipped,
+                    rows,
+                    limit_percent: MAX_SKIPPED_PERCENT,
+                    first: Box::new(first.clone()),
+                })
+            }
             _ => Ok(()),
         }
     }
@@ -456,9 +463,14 @@ impl<'a> Loader<'a> {
     fn fill_report(&mut self, format: Format, lines: &Lines) {
         let report = &mut self.report;
         report.format = format;
-        report.byte_order_mark = lines.byte_order_mark;
+        report.byte_order_marks = lines.byte_order_marks;
         report.crlf_lines = lines.crlf;
-        report.ignored_fields = self.extra_fields.keys().cloned().collect();
+        let remark = |(note, (rows, first_line)): (Note, (usize, usize))| Remark {
+            text: note.text,
+            rows,
+            first_line,
+        };
+        report.remarks = std::mem::take(&mut self.notes).into_iter().map(remark).collect();
         report.examples = self.examples.len();
         report.tokens = self.examples.iter().map(|example| example.n_tokens).sum();
         report.targets = self.examples.iter().map(|example| example.n_targets).sum();
@@ -469,12 +481,19 @@ impl<'a> Loader<'a> {
             EndOfTurn::None => Some(
                 "the chat template writes no special token after a trained turn: generation will not stop there".into(),
             ),
-            EndOfTurn::Token(id) if self.masker.tokenizer.is_eos(id) => None,
+            EndOfTurn::Token(id) if self.masker.tokenizer.is_named_end(id) => None,
             EndOfTurn::Token(id) => Some(format!(
-                "the chat template ends a turn with {:?}, which is not among the model's end-of-text tokens: generation will not stop there",
+                "the chat template ends a turn with {:?}, which is not among the model's end-of-text tokens: planish stops there all the same, \
+                 and fuse and the exports add {id} to eos_token_id in generation_config.json; other programs that read the base model need that too",
                 self.masker.tokenizer.id_to_token(id).unwrap_or_default()
             )),
         };
+        let has_end = self.masker.tokenizer.eos().is_some() || self.options.append_eos.is_some();
+        report.no_end_of_text = (format == Format::Text && !has_end).then(|| {
+            "the model names no end-of-text token, so none is added to text rows and generation will not stop: \
+             name one with data.append_eos, such as data.append_eos = \"<|endoftext|>\""
+                .into()
+        });
     }
 }
 

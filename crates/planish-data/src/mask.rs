@@ -1,19 +1,15 @@
 //! From a checked row to token ids, and which of them are trained.
-//!
-//! The prefix-difference rule: let `R` be the whole conversation rendered, `P` the conversation before an assistant turn
-//! with the generation prompt, and `F` the conversation up to and with that turn. Where `P` begins `F` and `F` begins
-//! `R`, the bytes of `R` from `|P|` to `|F|` are exactly what the model would have to write. Nothing is assumed about
-//! the template: where the prefixes do not hold, the row is refused or unrolled.
 
 use std::ops::Range;
 
-use minijinja::value::{Serde, Value};
-
-use crate::error::{Error, Fault, RowErrorKind};
+use crate::encode::tokenizer_fault;
+use crate::error::{Fault, RowErrorKind};
+use crate::notes::Note;
 use crate::options::{DataOptions, OnPrefixViolation, Train};
 use crate::record::{Answer, Chat, Preference, Record, Role, no_assistant_turn};
-use crate::template::{Bound, ChatTemplate};
-use crate::tokenizer::{Encoded, Tokenizer};
+use crate::rendering::{Rendering, Turn};
+use crate::template::ChatTemplate;
+use crate::tokenizer::Tokenizer;
 
 /// One example before the length limit: its text, its tokens, and which of them are trained.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -29,6 +25,8 @@ pub(crate) struct Sample {
     pub(crate) end_of_turn: EndOfTurn,
     /// Tokens that mlx-lm's mask passes over; 0 for our own masks.
     pub(crate) prompt_tokens: usize,
+    /// Bytes of `text` that are control tokens inside a message.
+    pub(crate) foreign: Vec<Range<usize>>,
 }
 
 /// Tokens across the border of a trained span, counted.
@@ -71,17 +69,19 @@ pub(crate) struct Masker<'a> {
 }
 
 impl Masker<'_> {
-    pub(crate) fn samples(&self, record: &Record) -> Result<Samples, Fault> {
+    /// The samples of a record, and what its author should know.
+    pub(crate) fn samples(&self, record: &Record) -> Result<(Samples, Vec<Note>), Fault> {
+        let mut notes = Vec::new();
         let samples = match record {
             Record::Text(text) => Samples::One(self.text(text)?),
-            Record::Chat(chat) => self.chat(chat)?,
-            Record::Preference(pair) => self.pair(pair)?,
+            Record::Chat(chat) => self.chat(chat, &mut notes)?,
+            Record::Preference(pair) => self.pair(pair, &mut notes)?,
         };
         samples
             .as_slice()
             .iter()
             .try_for_each(|sample| self.check_ids(&sample.ids))?;
-        Ok(samples)
+        Ok((samples, notes))
     }
 
     /// Plain text: the tokenizer's own beginning, and an end of text.
@@ -94,7 +94,8 @@ impl Masker<'_> {
             ));
         }
         let mut encoded = self.tokenizer.encode_text(text).map_err(tokenizer_fault)?;
-        if let Some(eos) = self.tokenizer.eos().filter(|eos| encoded.ids.last() != Some(eos)) {
+        let end = self.end_of_text()?;
+        if let Some(eos) = end.filter(|eos| encoded.ids.last() != Some(eos)) {
             encoded.ids.push(eos);
             encoded.ranges.push(text.len()..text.len());
         }
@@ -108,47 +109,100 @@ impl Masker<'_> {
         })
     }
 
-    fn chat(&self, chat: &Chat) -> Result<Samples, Fault> {
-        let rendering = self.rendering(chat)?;
+    /// The token that ends a text row: the one that is named, else the tokenizer's own.
+    fn end_of_text(&self) -> Result<Option<u32>, Fault> {
+        let Some(name) = &self.options.append_eos else {
+            return Ok(self.tokenizer.eos());
+        };
+        self.tokenizer.token_to_id(name).map(Some).ok_or_else(|| {
+            Fault::new(
+                RowErrorKind::Value,
+                format!("data.append_eos is {name:?}, which the tokenizer does not have"),
+                "name a token of its vocabulary, such as \"<|endoftext|>\"",
+            )
+        })
+    }
+
+    fn chat(&self, chat: &Chat, notes: &mut Vec<Note>) -> Result<Samples, Fault> {
+        let rendering = self.rendering(chat, notes)?;
         if let Train::MlxLm { mask_prompt } = self.options.train {
             return rendering.last_message_on(mask_prompt).map(Samples::One);
         }
         if self.options.train == Train::Everything {
             return rendering.everything().map(Samples::One);
         }
-        let turns = self.trained_turns(chat)?;
-        match rendering.spans(&turns) {
+        let chosen = self.trained_turns(chat)?;
+        rendering
+            .check_calls_are_written(&chosen)
+            .map_err(|fault| self.in_messages(fault))?;
+        let turns = self.found(&rendering, &chosen, notes)?;
+        if turns.is_empty() && !chosen.is_empty() {
+            return Err(self.in_messages(no_assistant_turn()));
+        }
+        match rendering.in_whole(&turns) {
             Ok(spans) => rendering.sample(rendering.whole.clone(), &spans).map(Samples::One),
             Err(_) if self.options.on_prefix_violation == OnPrefixViolation::Unroll => turns
-                .iter()
-                .map(|turn| rendering.up_to(*turn))
+                .into_iter()
+                .map(|turn| rendering.sample(turn.text, &[turn.span]))
                 .collect::<Result<_, _>>()
                 .map(Samples::Unrolled),
             Err(fault) => Err(fault),
         }
     }
 
-    fn pair(&self, pair: &Preference) -> Result<Samples, Fault> {
-        let side = |answer: &Answer, name: &str| -> Result<Sample, Fault> {
+    fn in_messages(&self, fault: Fault) -> Fault {
+        fault.under(&self.options.fields.messages)
+    }
+
+    /// The turns that have a prompt; those without one are named.
+    fn found(&self, rendering: &Rendering, chosen: &[usize], notes: &mut Vec<Note>) -> Result<Vec<Turn>, Fault> {
+        let mut turns = Vec::new();
+        for index in chosen {
+            match rendering.turn(*index)? {
+                Some(turn) => {
+                    notes.extend(turn.differs.as_ref().map(|more| Note::prompt_differs(more)));
+                    turns.push(turn);
+                }
+                None => notes.push(Note::no_prompt(*index)),
+            }
+        }
+        Ok(turns)
+    }
+
+    fn pair(&self, pair: &Preference, notes: &mut Vec<Note>) -> Result<Samples, Fault> {
+        let names = &self.options.fields;
+        if let (Answer::Text(chosen), Answer::Text(rejected)) = (&pair.chosen, &pair.rejected) {
+            let mut sides = [self.text(chosen)?, self.text(rejected)?];
+            mask_shared_beginning(&mut sides);
+            return Ok(Samples::Pair(Box::new(sides)));
+        }
+        let mut side = |answer: &Answer, name: &str| -> Result<Sample, Fault> {
             match answer {
                 Answer::Text(text) => self.text(text),
                 Answer::Chat { chat, first_trained } => {
-                    let rendering = self.rendering(chat)?;
+                    let rendering = self.rendering(chat, notes)?;
                     let is_answer = |index: &usize| chat.messages[*index].role == Role::Assistant;
-                    let turns: Vec<usize> = (*first_trained..chat.messages.len()).filter(is_answer).collect();
-                    rendering.sample(rendering.whole.clone(), &rendering.spans(&turns)?)
+                    let chosen: Vec<usize> = (*first_trained..chat.messages.len()).filter(is_answer).collect();
+                    let turns = self.found(&rendering, &chosen, notes)?;
+                    match (rendering.in_whole(&turns), &turns[..]) {
+                        (Ok(spans), _) => rendering.sample(rendering.whole.clone(), &spans),
+                        // One answer needs nothing of the whole but its prompt.
+                        (Err(_), [only]) if chosen.len() == 1 => {
+                            rendering.sample(only.text.clone(), std::slice::from_ref(&only.span))
+                        }
+                        (Err(fault), _) => Err(fault),
+                    }
                 }
             }
             .map_err(|fault| fault.under(name))
         };
-        let names = &self.options.fields;
         Ok(Samples::Pair(Box::new([
             side(&pair.chosen, &names.chosen)?,
             side(&pair.rejected, &names.rejected)?,
         ])))
     }
 
-    fn rendering<'a>(&'a self, chat: &Chat) -> Result<Rendering<'a>, Fault> {
+    fn rendering<'a>(&'a self, chat: &'a Chat, notes: &mut Vec<Note>) -> Result<Rendering<'a>, Fault> {
         let Some(template) = self.template else {
             return Err(Fault::new(
                 RowErrorKind::NoTemplate,
@@ -156,20 +210,8 @@ impl Masker<'_> {
                 "name a template file in data.chat_template, or use rows with \"text\"",
             ));
         };
-        let messages: Vec<Value> = chat
-            .messages
-            .iter()
-            .map(|message| Value::from(Serde(&message.fields)))
-            .collect();
-        let mut rendering = Rendering {
-            tokenizer: self.tokenizer,
-            template,
-            bound: template.bind(chat.tools.as_ref(), &chat.template_kwargs),
-            roles: chat.messages.iter().map(|message| message.role).collect(),
-            messages,
-            whole: String::new(),
-        };
-        rendering.whole = rendering.render(rendering.messages.len(), false)?;
+        let rendering = Rendering::new(self.tokenizer, template, chat, self.options.control_tokens)?;
+        notes.extend(rendering.notes());
         Ok(rendering)
     }
 
@@ -243,254 +285,28 @@ impl Samples {
     }
 }
 
-/// One conversation with its template: everything that is rendered from it.
-struct Rendering<'a> {
-    tokenizer: &'a Tokenizer,
-    template: &'a ChatTemplate,
-    bound: Bound,
-    messages: Vec<Value>,
-    roles: Vec<Role>,
-    /// `R`.
-    whole: String,
-}
-
-/// Bytes of a text to train, and how the turn ends there.
-struct Span {
-    bytes: Range<usize>,
-    end_of_turn: EndOfTurn,
-}
-
-impl Rendering<'_> {
-    fn render(&self, n_messages: usize, generation_prompt: bool) -> Result<String, Fault> {
-        let messages = Value::from(self.messages[..n_messages].to_vec());
-        self.template
-            .render_values(messages, &self.bound, generation_prompt)
-            .map_err(template_fault)
-    }
-
-    fn spans(&self, turns: &[usize]) -> Result<Vec<Span>, Fault> {
-        turns
-            .iter()
-            .map(|turn| self.span(*turn, &self.render(turn + 1, false)?, Some(&self.whole)))
-            .collect()
-    }
-
-    /// The bytes of one turn in `full` (`F`), which must begin `whole` (`R`) when that is given.
-    fn span(&self, turn: usize, full: &str, whole: Option<&str>) -> Result<Span, Fault> {
-        let prompt = self.render(turn, self.roles[turn] == Role::Assistant)?;
-        if !full.starts_with(&prompt) {
-            let message = parting(
-                turn,
-                ("the prompt before this turn", &prompt),
-                ("the text with it", full),
-            );
-            let fix = "name a file in data.chat_template whose generation prompt begins its assistant turns";
-            return Err(Fault::new(RowErrorKind::PrefixViolation, message, fix));
-        }
-        if let Some(whole) = whole.filter(|whole| !whole.starts_with(full)) {
-            let short = ("the conversation up to this turn", full);
-            let message = parting(turn, short, ("the whole conversation", whole));
-            let fix = "set data.on_prefix_violation = \"unroll\", or train the last turn only";
-            return Err(Fault::new(RowErrorKind::PrefixViolation, message, fix));
-        }
-        let body = full[prompt.len()..].trim_end();
-        let special = self.tokenizer.special_suffix(body);
-        // White space after the end-of-turn token is markup of the next turn; without such a token it is the only end.
-        Ok(match special {
-            Some((id, _)) => Span {
-                bytes: prompt.len()..prompt.len() + body.len(),
-                end_of_turn: EndOfTurn::Token(id),
-            },
-            None => Span {
-                bytes: prompt.len()..full.len(),
-                end_of_turn: EndOfTurn::None,
-            },
-        })
-    }
-
-    /// The conversation up to one turn, with only that turn trained.
-    fn up_to(&self, turn: usize) -> Result<Sample, Fault> {
-        let full = self.render(turn + 1, false)?;
-        let span = self.span(turn, &full, None)?;
-        self.sample(full, &[span])
-    }
-
-    fn sample(&self, text: String, spans: &[Span]) -> Result<Sample, Fault> {
-        let bytes: Vec<Range<usize>> = spans.iter().map(|span| span.bytes.clone()).collect();
-        let (encoded, mut straddling) = encode_apart(self.tokenizer, &text, &bytes)?;
-        let mut trained: Vec<bool> = encoded.ranges.iter().map(|range| inside(range, &bytes)).collect();
-        if let Some(first) = trained.first_mut() {
-            *first = false;
-        }
-        straddling.end = encoded.ranges.iter().filter(|range| crosses_end(range, &bytes)).count();
-        Ok(Sample {
-            text,
-            ids: encoded.ids,
-            ranges: encoded.ranges,
-            trained,
-            straddling,
-            end_of_turn: spans.last().map_or(EndOfTurn::NotRendered, |span| span.end_of_turn),
-            prompt_tokens: 0,
-        })
-    }
-
-    fn everything(&self) -> Result<Sample, Fault> {
-        let encoded = self.tokenizer.encode(&self.whole).map_err(tokenizer_fault)?;
-        let trained = (0..encoded.ids.len()).map(|index| index > 0).collect();
-        Ok(Sample {
-            text: self.whole.clone(),
-            ids: encoded.ids,
-            ranges: encoded.ranges,
-            trained,
-            ..Sample::default()
-        })
-    }
-
-    /// mlx-lm's mask: the tokens of everything before the last message are counted, not looked for in the whole.
-    fn last_message_on(&self, mask_prompt: bool) -> Result<Sample, Fault> {
-        let mut sample = self.everything()?;
-        if mask_prompt {
-            let before = self.messages.len() - 1;
-            let prompt = self.render(before, self.roles[before] == Role::Assistant)?;
-            let offset = self.tokenizer.encode(&prompt).map_err(tokenizer_fault)?.ids.len();
-            sample
-                .trained
-                .iter_mut()
-                .take(offset)
-                .for_each(|trained| *trained = false);
-        }
-        Ok(sample)
-    }
-}
-
-/// Encodes a text so that no token lies across the start of a span: there, both sides are encoded apart, which is what
-/// the model sees when it continues the prompt.
-fn encode_apart(tokenizer: &Tokenizer, text: &str, spans: &[Range<usize>]) -> Result<(Encoded, Straddling), Fault> {
-    let whole = tokenizer.encode(text).map_err(tokenizer_fault)?;
-    let mut cuts: Vec<usize> = crossed_starts(&whole.ranges, spans).collect();
-    let mut straddling = Straddling::default();
-    if cuts.is_empty() {
-        return Ok((whole, straddling));
-    }
-    loop {
-        let parts = encode_parts(tokenizer, text, &cuts)?;
-        let more: Vec<usize> = crossed_starts(&parts.ranges, spans).collect();
-        if more.is_empty() {
-            // A tokenizer that treats the start of a text apart would put something between the parts.
-            let same = tokenizer.decode_all(&parts.ids).map_err(tokenizer_fault)?
-                == tokenizer.decode_all(&whole.ids).map_err(tokenizer_fault)?;
-            if same {
-                straddling.start_split = cuts.len();
-                return Ok((parts, straddling));
-            }
-            straddling.start_kept = crossed_starts(&whole.ranges, spans).count();
-            return Ok((whole, straddling));
-        }
-        cuts.extend(more);
-        cuts.sort_unstable();
-    }
-}
-
-fn encode_parts(tokenizer: &Tokenizer, text: &str, cuts: &[usize]) -> Result<Encoded, Fault> {
-    let mut all = Encoded::default();
-    let ends = cuts.iter().copied().chain([text.len()]);
-    let mut start = 0;
-    for end in ends {
-        let part = tokenizer.encode(&text[start..end]).map_err(tokenizer_fault)?;
-        all.ids.extend(part.ids);
-        all.ranges.extend(
-            part.ranges
-                .into_iter()
-                .map(|range| range.start + start..range.end + start),
-        );
-        start = end;
-    }
-    Ok(all)
-}
-
-/// Starts of spans that lie inside a token.
-fn crossed_starts<'a>(ranges: &'a [Range<usize>], spans: &'a [Range<usize>]) -> impl Iterator<Item = usize> + 'a {
-    spans
-        .iter()
-        .map(|span| span.start)
-        .filter(|start| ranges.iter().any(|range| range.start < *start && *start < range.end))
-}
-
-/// Whether a token belongs to a span. One without text, such as a word mark that a tokenizer puts at the start of a
-/// piece, belongs where the text after it does.
-fn inside(range: &Range<usize>, spans: &[Range<usize>]) -> bool {
-    let holds = |span: &Range<usize>| {
-        let starts = span.start <= range.start && range.start < span.end;
-        starts && range.end <= span.end
+/// Two texts that begin alike: what they share is context, up to the last word border before they part.
+fn mask_shared_beginning(sides: &mut [Sample; 2]) {
+    let [left, right] = &*sides;
+    let mut shared = left.ids.iter().zip(&right.ids).take_while(|(a, b)| a == b).count();
+    let starts_inside_word = |sample: &Sample, at: usize| {
+        let Some(byte) = sample.ranges.get(at).map(|range| range.start) else {
+            return false;
+        };
+        let before = sample.text.get(..byte).and_then(|text| text.chars().next_back());
+        let after = sample.text.get(byte..).and_then(|text| text.chars().next());
+        before
+            .zip(after)
+            .is_some_and(|(a, b)| a.is_alphanumeric() && b.is_alphanumeric())
     };
-    spans.iter().any(holds)
-}
-
-fn crosses_end(range: &Range<usize>, spans: &[Range<usize>]) -> bool {
-    spans
-        .iter()
-        .any(|span| span.start <= range.start && range.start < span.end && span.end < range.end)
-}
-
-/// Says where two texts part of which the first should begin the second.
-fn parting(turn: usize, (short, short_text): (&str, &str), (long, long_text): (&str, &str)) -> String {
-    let same = short_text
-        .bytes()
-        .zip(long_text.bytes())
-        .take_while(|(a, b)| a == b)
-        .count();
-    format!(
-        "turn {turn}: {short} is not how {long} begins; at byte {same} the one has {:?}, the other {:?}",
-        around(short_text, same),
-        around(long_text, same)
-    )
-}
-
-/// A few characters before and after a byte.
-fn around(text: &str, byte: usize) -> &str {
-    let floor = |mut at: usize| {
-        at = at.min(text.len());
-        while !text.is_char_boundary(at) {
-            at -= 1;
-        }
-        at
-    };
-    &text[floor(byte.saturating_sub(20))..floor(byte + 20)]
-}
-
-fn template_fault(error: Error) -> Fault {
-    Fault::new(
-        RowErrorKind::Template,
-        format!("the chat template refused the row: {error}"),
-        "change the row to what the template expects, or name another file in data.chat_template",
-    )
-}
-
-fn tokenizer_fault(error: Error) -> Fault {
-    Fault::new(
-        RowErrorKind::Tokenizer,
-        error.to_string(),
-        "check that the tokenizer belongs to the model",
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_belongs_to_a_span_that_holds_all_of_it() {
-        let spans = [5..9, 12..14];
-        let check = |range: Range<usize>, expect| assert_eq!(inside(&range, &spans), expect, "{range:?}");
-        check(5..9, true);
-        check(5..6, true);
-        check(4..6, false);
-        check(8..10, false);
-        check(9..12, false);
-        check(12..14, true);
-        check(5..5, true);
-        check(9..9, false);
-        check(0..0, false);
-        assert!(crosses_end(&(8..10), &spans) && !crosses_end(&(9..10), &spans) && !crosses_end(&(4..10), &spans));
+    while shared > 1 && (starts_inside_word(left, shared) || starts_inside_word(right, shared)) {
+        shared -= 1;
+    }
+    for sample in sides {
+        sample
+            .trained
+            .iter_mut()
+            .take(shared)
+            .for_each(|trained| *trained = false);
     }
 }

@@ -1,5 +1,6 @@
 //! What a user may choose about rows and masks.
 
+use crate::control::ControlTokens;
 use crate::format::{FieldNames, Format};
 use crate::record::Role;
 
@@ -24,8 +25,12 @@ pub struct DataOptions {
     pub missing_provenance: MissingProvenance,
     /// Allow entropies of different scales in one file.
     pub allow_mixed_scoring: bool,
-    /// Refuse rows that are in two splits, instead of counting them.
+    /// Refuse rows that are in two splits, and fields that nothing reads or writes, instead of counting them.
     pub strict: bool,
+    /// The token that ends a text row; the tokenizer's end of text when absent.
+    pub append_eos: Option<String>,
+    /// What becomes of control tokens inside messages.
+    pub control_tokens: ControlTokens,
     /// The longest line that is read, in bytes.
     pub max_line_bytes: usize,
     /// Tokens are kept in memory up to this size, and in an unnamed temporary file beyond.
@@ -40,11 +45,13 @@ impl Default for DataOptions {
             max_seq_length: 2048,
             overlong: None,
             train: Train::default(),
-            on_prefix_violation: OnPrefixViolation::Error,
+            on_prefix_violation: OnPrefixViolation::Unroll,
             errors: OnRowError::Stop,
             missing_provenance: MissingProvenance::Error,
             allow_mixed_scoring: false,
             strict: false,
+            append_eos: None,
+            control_tokens: ControlTokens::Keep,
             max_line_bytes: 32 << 20,
             memory_limit_bytes: 512 << 20,
         }
@@ -118,6 +125,8 @@ pub enum OnRowError {
     Stop,
     /// Leave it out, count it, and stop only when more than 5 % of the rows are left out.
     Skip,
+    /// Leave it out and count it, however many there are: for looking at a file.
+    Count,
 }
 
 /// What happens to a row without distrust fields in a file that has them.

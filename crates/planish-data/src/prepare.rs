@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
-
 use crate::error::{Error, Fault, Result, RowError, RowErrorKind};
 use crate::format::Format;
-use crate::json;
+use crate::json::{self, Map, Value};
+use crate::layout::Layout;
 use crate::lines::{Line, Lines};
 use crate::mask::{Masker, Samples};
+use crate::notes::{Note, NoteKind};
 use crate::options::DataOptions;
 use crate::provenance::Provenance;
 use crate::record::Record;
@@ -22,8 +22,11 @@ pub(crate) struct Row {
     /// The margin that a preference row asks for.
     pub(crate) margin: Option<f64>,
     pub(crate) n_fields: usize,
-    /// Fields that nothing reads.
-    pub(crate) extra_fields: Vec<String>,
+    pub(crate) layout: Layout,
+    /// The row says itself that its answer is a bad one, and has no samples.
+    pub(crate) is_bad_answer: bool,
+    /// What the author of the row should know.
+    pub(crate) notes: Vec<Note>,
 }
 
 /// The row of a line; nothing for a blank one. The error has no path yet.
@@ -68,32 +71,53 @@ pub(crate) fn first_rows(path: &Path, masker: &Masker, n: usize) -> Result<Vec<R
 
 fn parse(line: &Line, text: &str, masker: &Masker) -> Result<Row, Fault> {
     let options = masker.options;
-    let object = json::parse_object(text, line.terminated)?;
-    let format = match options.format {
-        Some(format) => format,
-        None => options.fields.infer(&object)?,
+    let row = json::parse_object(text, line.terminated)?;
+    let layout = Layout::of(&row, &options.fields, options.format);
+    let read = || {
+        let own = layout.read(&row, &options.fields)?;
+        let format = match options.format {
+            Some(format) if layout == Layout::Own || layout == Layout::Trl => format,
+            _ => options.fields.infer(&own)?,
+        };
+        let is_bad_answer = is_bad_answer(&own, format);
+        let record = Record::from_row(&own, format, &options.fields)?;
+        let (samples, mut notes) = if is_bad_answer {
+            (Samples::Unrolled(Vec::new()), Vec::new())
+        } else {
+            masker.samples(&record)?
+        };
+        notes.extend(unread(&row, layout, format, options));
+        if let Some(note) = notes.iter().find(|note| options.strict && note.kind == NoteKind::Lost) {
+            let fix = "remove the field, or set data.strict = false";
+            return Err(Fault::new(RowErrorKind::Unused, note.text.clone(), fix));
+        }
+        Ok(Row {
+            line: line.number,
+            format,
+            layout,
+            is_bad_answer,
+            provenance: Provenance::from_row(&own)?,
+            margin: match &record {
+                Record::Preference(pair) => pair.margin,
+                _ => None,
+            },
+            n_fields: row.len(),
+            notes,
+            samples,
+        })
     };
-    let record = Record::from_row(&object, format, &options.fields)?;
-    Ok(Row {
-        line: line.number,
-        format,
-        provenance: Provenance::from_row(&object)?,
-        margin: match &record {
-            Record::Preference(pair) => pair.margin,
-            _ => None,
-        },
-        n_fields: object.len(),
-        extra_fields: extra_fields(&object, options),
-        samples: masker.samples(&record)?,
-    })
+    read().map_err(|fault| layout.fault(fault, &row, &options.fields))
 }
 
-fn extra_fields(object: &Map<String, Value>, options: &DataOptions) -> Vec<String> {
-    const USED: [&str; 14] = [
-        "system",
-        "tools",
-        "template_kwargs",
-        "margin",
+/// Whether a row says that nobody wants its answer, as rows for KTO do.
+fn is_bad_answer(row: &Map, format: Format) -> bool {
+    let is_conversation = matches!(format, Format::Completions | Format::Chat | Format::Tools);
+    is_conversation && row.get("label") == Some(&Value::Bool(false))
+}
+
+/// Fields of a row that nothing reads in its format.
+fn unread(row: &Map, layout: Layout, format: Format, options: &DataOptions) -> Vec<Note> {
+    const OF_ALL: [&str; 10] = [
         "auth_weight",
         "prov_entropy",
         "source_type",
@@ -105,12 +129,36 @@ fn extra_fields(object: &Map<String, Value>, options: &DataOptions) -> Vec<Strin
         "primary_source_count",
         "metadata",
     ];
-    let names = options.fields.known();
-    object
-        .keys()
-        .filter(|key| !USED.contains(&key.as_str()) && !names.contains(&key.as_str()))
-        .cloned()
+    let names = &options.fields;
+    let is_read = |name: &str| {
+        let rendered = format != Format::Text && matches!(name, "tools" | "template_kwargs");
+        rendered
+            || layout.reads(name)
+            || match format {
+                Format::Text => name == names.text,
+                Format::Completions => [&names.prompt, &names.completion].iter().any(|known| *known == name),
+                Format::Chat | Format::Tools => name == names.messages,
+                Format::Preference => {
+                    [&names.prompt, &names.chosen, &names.rejected]
+                        .iter()
+                        .any(|known| *known == name)
+                        || name == "margin"
+                }
+            }
+            || match name {
+                "system" => layout != Layout::Own || matches!(format, Format::Completions | Format::Preference),
+                "label" => is_label(row, format),
+                _ => OF_ALL.contains(&name),
+            }
+    };
+    let said = row.iter().filter(|(_, value)| !value.is_null());
+    said.filter(|(name, _)| !is_read(name))
+        .map(|(name, _)| Note::unread(name))
         .collect()
+}
+
+fn is_label(row: &Map, format: Format) -> bool {
+    matches!(row.get("label"), Some(Value::Bool(_))) && !matches!(format, Format::Text | Format::Preference)
 }
 
 pub(crate) fn located(line: &Line, field: &str, column: usize, fault: Fault) -> RowError {

@@ -1,8 +1,7 @@
 //! The distrust fields of a row: how much authority and how much independent evidence stand behind a text.
 
-use serde_json::{Map, Value};
-
 use crate::error::{Fault, RowErrorKind};
+use crate::json::{Map, Value};
 use crate::record::wrong_type;
 
 /// What a row says about its source; checked, and kept in f64 because the weights that follow from it need it.
@@ -83,7 +82,7 @@ pub fn shannon_bits(counts: &[f64]) -> f64 {
 
 impl Provenance {
     /// The distrust fields of a row: both numbers, the first and a list of evidence, or neither.
-    pub(crate) fn from_row(row: &Map<String, Value>) -> Result<Option<Self>, Fault> {
+    pub(crate) fn from_row(row: &Map) -> Result<Option<Self>, Fault> {
         let auth_weight = number(row, "auth_weight")?;
         let given_entropy = number(row, "prov_entropy")?;
         let evidence = evidence_entropy(row)?;
@@ -124,7 +123,7 @@ impl Provenance {
 }
 
 /// The entropy of `evidence: [{kind, count?}]`, when a row has it.
-pub(crate) fn evidence_entropy(row: &Map<String, Value>) -> Result<Option<f64>, Fault> {
+pub(crate) fn evidence_entropy(row: &Map) -> Result<Option<f64>, Fault> {
     let list = match row.get("evidence") {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::Array(list)) => list,
@@ -170,7 +169,7 @@ fn evidence_item(item: &Value) -> Result<(usize, f64), Fault> {
     Ok((index, count))
 }
 
-fn scoring(row: &Map<String, Value>) -> Result<Option<Scoring>, Fault> {
+fn scoring(row: &Map) -> Result<Option<Scoring>, Fault> {
     let (name, value) = match (row.get("scoring"), row.get("scoring_method")) {
         (Some(value), _) if !value.is_null() => ("scoring", value),
         (_, Some(value)) if !value.is_null() => ("scoring_method", value),
@@ -195,7 +194,7 @@ fn scoring(row: &Map<String, Value>) -> Result<Option<Scoring>, Fault> {
     }
 }
 
-fn label(row: &Map<String, Value>) -> Result<Option<String>, Fault> {
+fn label(row: &Map) -> Result<Option<String>, Fault> {
     match row.get("source_type") {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(label)) => Ok(Some(label.clone())),
@@ -203,7 +202,7 @@ fn label(row: &Map<String, Value>) -> Result<Option<String>, Fault> {
     }
 }
 
-pub(crate) fn number(row: &Map<String, Value>, name: &str) -> Result<Option<f64>, Fault> {
+pub(crate) fn number(row: &Map, name: &str) -> Result<Option<f64>, Fault> {
     match row.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64() {

@@ -1,17 +1,16 @@
 //! One row, checked: from a JSON object to a [`Record`].
 
-use serde_json::{Map, Value};
-
 use crate::error::{Fault, RowErrorKind};
 use crate::format::{FieldNames, Format};
-use crate::json::describe;
+use crate::json::{self, Map, Value, describe};
+use crate::layout::calls;
 
 /// What a row holds, after every field has been checked.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Record {
     Text(String),
     Chat(Chat),
-    Preference(Preference),
+    Preference(Box<Preference>),
 }
 
 /// A conversation as the chat template will see it.
@@ -19,7 +18,7 @@ pub(crate) enum Record {
 pub(crate) struct Chat {
     pub(crate) messages: Vec<Message>,
     pub(crate) tools: Option<Value>,
-    pub(crate) template_kwargs: Map<String, Value>,
+    pub(crate) template_kwargs: Map,
 }
 
 /// One turn: its role, and the whole object for the template.
@@ -28,8 +27,10 @@ pub(crate) struct Message {
     pub(crate) role: Role,
     /// What the row says about training this turn, if it does.
     pub(crate) train: Option<bool>,
-    /// The fields that the template sees: all but `train`.
-    pub(crate) fields: Map<String, Value>,
+    /// The fields that the template sees: all but `train` and `weight`.
+    pub(crate) fields: Map,
+    /// The role as the row writes it, where that is not its name.
+    pub(crate) written_role: Option<String>,
 }
 
 /// Two answers of which the first is preferred.
@@ -91,14 +92,26 @@ impl std::str::FromStr for Role {
     }
 }
 
+/// Roles as other programs call them.
+fn role_of(name: &str) -> Result<Role, String> {
+    match name.to_lowercase().as_str() {
+        "human" => Ok(Role::User),
+        "gpt" | "chatgpt" | "model" | "bot" | "ai" => Ok(Role::Assistant),
+        "function" | "ipython" | "observation" => Ok(Role::Tool),
+        known => known
+            .parse()
+            .map_err(|_| name.parse::<Role>().err().unwrap_or_default()),
+    }
+}
+
 impl Record {
     /// Checks a row of a known format.
-    pub(crate) fn from_row(row: &Map<String, Value>, format: Format, names: &FieldNames) -> Result<Self, Fault> {
+    pub(crate) fn from_row(row: &Map, format: Format, names: &FieldNames) -> Result<Self, Fault> {
         match format {
             Format::Text => Ok(Self::Text(non_empty_string(row, &names.text)?)),
             Format::Completions => completion(row, names).map(Self::Chat),
             Format::Chat | Format::Tools => chat(row, format, names).map(Self::Chat),
-            Format::Preference => preference(row, names).map(Self::Preference),
+            Format::Preference => preference(row, names).map(|pair| Self::Preference(Box::new(pair))),
         }
     }
 }
@@ -113,20 +126,26 @@ impl Message {
             role,
             train: None,
             fields,
+            written_role: None,
         }
     }
 }
 
-fn completion(row: &Map<String, Value>, names: &FieldNames) -> Result<Chat, Fault> {
+/// Prompt and completion, each a text or a list of messages; only the completion is trained.
+fn completion(row: &Map, names: &FieldNames) -> Result<Chat, Fault> {
     let mut messages = Vec::new();
     if let Some(system) = optional_string(row, "system")? {
         messages.push(Message::text(Role::System, &system));
     }
-    messages.push(Message::text(Role::User, &string(row, &names.prompt)?));
-    messages.push(Message::text(
-        Role::Assistant,
-        &non_empty_string(row, &names.completion)?,
-    ));
+    messages.extend(turns(row, &names.prompt, Role::User)?);
+    for message in &mut messages {
+        message.train = Some(false);
+    }
+    let answer = turns(row, &names.completion, Role::Assistant)?;
+    if answer.iter().all(|message| message.role != Role::Assistant) {
+        return Err(no_assistant_turn().under(&names.completion));
+    }
+    messages.extend(answer);
     Ok(Chat {
         messages,
         tools: tools(row)?,
@@ -134,7 +153,19 @@ fn completion(row: &Map<String, Value>, names: &FieldNames) -> Result<Chat, Faul
     })
 }
 
-fn chat(row: &Map<String, Value>, format: Format, names: &FieldNames) -> Result<Chat, Fault> {
+/// A field with a list of messages, or with the text of one.
+fn turns(row: &Map, name: &str, role: Role) -> Result<Vec<Message>, Fault> {
+    match require(row, name)? {
+        Value::String(text) if text.is_empty() && role == Role::Assistant => {
+            Err(empty("the text is empty").under(name))
+        }
+        Value::String(text) => Ok(vec![Message::text(role, text)]),
+        list @ Value::Array(_) => messages(list).map_err(|fault| fault.under(name)),
+        other => Err(wrong_type("string or list of messages", other).under(name)),
+    }
+}
+
+fn chat(row: &Map, format: Format, names: &FieldNames) -> Result<Chat, Fault> {
     let tools = tools(row)?;
     if format == Format::Tools && tools.is_none() {
         return Err(missing("tools"));
@@ -146,7 +177,7 @@ fn chat(row: &Map<String, Value>, format: Format, names: &FieldNames) -> Result<
     })
 }
 
-fn preference(row: &Map<String, Value>, names: &FieldNames) -> Result<Preference, Fault> {
+fn preference(row: &Map, names: &FieldNames) -> Result<Preference, Fault> {
     let margin = match row.get("margin") {
         None | Some(Value::Null) => None,
         Some(value) => Some(
@@ -176,23 +207,18 @@ fn preference(row: &Map<String, Value>, names: &FieldNames) -> Result<Preference
 }
 
 /// The turns before the two answers: none, one user turn, or a conversation.
-fn prompt_turns(row: &Map<String, Value>, names: &FieldNames) -> Result<Option<Vec<Message>>, Fault> {
+fn prompt_turns(row: &Map, names: &FieldNames) -> Result<Option<Vec<Message>>, Fault> {
     let mut turns = Vec::new();
     if let Some(system) = optional_string(row, "system")? {
         turns.push(Message::text(Role::System, &system));
     }
-    match row.get(&names.prompt) {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::String(text)) => turns.push(Message::text(Role::User, text)),
-        Some(list @ Value::Array(_)) => {
-            turns.extend(messages(list).map_err(|fault| fault.under(&names.prompt))?);
-        }
-        Some(other) => return Err(wrong_type("string or list of messages", other).under(&names.prompt)),
+    if row.get(&names.prompt).is_some_and(|prompt| !prompt.is_null()) {
+        turns.extend(self::turns(row, &names.prompt, Role::User)?);
     }
-    Ok(Some(turns))
+    Ok(Some(turns).filter(|turns| !turns.is_empty()))
 }
 
-fn side(value: &Value, prompt: Option<&[Message]>, row: &Map<String, Value>) -> Result<Answer, Fault> {
+fn side(value: &Value, prompt: Option<&[Message]>, row: &Map) -> Result<Answer, Fault> {
     let answer = match value {
         Value::String(text) if text.is_empty() => return Err(empty("the answer is empty")),
         Value::String(text) => match prompt {
@@ -200,6 +226,8 @@ fn side(value: &Value, prompt: Option<&[Message]>, row: &Map<String, Value>) -> 
             Some(_) => vec![Message::text(Role::Assistant, text)],
         },
         Value::Array(_) => messages(value)?,
+        // One answer as a message of its own, as LLaMA-Factory writes pairs.
+        Value::Object(_) => messages(&Value::Array(vec![value.clone()]))?,
         other => return Err(wrong_type("string or list of messages", other)),
     };
     let mut turns = prompt.unwrap_or_default().to_vec();
@@ -280,53 +308,96 @@ fn message(value: &Value) -> Result<Message, Fault> {
     let Value::Object(object) = value else {
         return Err(wrong_type("object with \"role\" and \"content\"", value));
     };
-    let role = string(object, "role")?.parse::<Role>().map_err(|message| {
-        Fault::new(
-            RowErrorKind::UnknownRole,
-            message,
-            "rename the role (\"human\" is user, \"gpt\" is assistant)",
-        )
-        .under("role")
+    let written = string(object, "role")?;
+    let role = role_of(&written).map_err(|message| {
+        let fix = "rename the role, or remove the turn";
+        Fault::new(RowErrorKind::UnknownRole, message, fix).under("role")
     })?;
-    let train = match object.get("train") {
+    let mut fields = object.clone();
+    fields.insert("role".into(), role.name().into());
+    fields.shift_remove("train");
+    fields.shift_remove("weight");
+    content(&fields, role)?;
+    function_call(&mut fields);
+    tool_calls(&fields).map_err(|fault| fault.under("tool_calls"))?;
+    Ok(Message {
+        role,
+        train: train(object)?,
+        fields,
+        written_role: Some(written).filter(|written| written != role.name()),
+    })
+}
+
+/// What a message says about its training: `train`, or a `weight` of 0 or 1.
+fn train(message: &Map) -> Result<Option<bool>, Fault> {
+    let train = match message.get("train") {
         None | Some(Value::Null) => None,
         Some(Value::Bool(train)) => Some(*train),
         Some(other) => return Err(wrong_type("boolean", other).under("train")),
     };
-    let mut fields = object.clone();
-    fields.shift_remove("train");
-    content(&mut fields, role)?;
-    tool_calls(&mut fields).map_err(|fault| fault.under("tool_calls"))?;
-    Ok(Message { role, train, fields })
+    let weight = match message.get("weight") {
+        None | Some(Value::Null) => None,
+        // A weight of 1 is what every message has, so it asks for nothing.
+        Some(weight) if weight.as_f64() == Some(1.0) => None,
+        Some(weight) if weight.as_f64() == Some(0.0) => Some(false),
+        Some(weight) => {
+            let fix = "write 0 for a message that is not trained, or 1";
+            let message = format!("a message has the weight 0 or 1, found {weight}");
+            return Err(Fault::new(RowErrorKind::Value, message, fix).under("weight"));
+        }
+    };
+    match (train, weight) {
+        (Some(true), Some(false)) => {
+            let message = "the message has train = true and weight = 0";
+            Err(Fault::new(RowErrorKind::Value, message, "keep one of the two").under("weight"))
+        }
+        _ => Ok(train.or(weight)),
+    }
 }
 
-/// A content is a string, or a list of text parts, which is joined; only a turn with tool calls may have none.
-fn content(fields: &mut Map<String, Value>, role: Role) -> Result<(), Fault> {
+/// A content is a string or a list of text parts; only a turn with tool calls may have none.
+fn content(fields: &Map, role: Role) -> Result<(), Fault> {
     let has_calls = role == Role::Assistant
-        && fields
+        && (fields
             .get("tool_calls")
             .and_then(Value::as_array)
-            .is_some_and(|calls| !calls.is_empty());
+            .is_some_and(|calls| !calls.is_empty())
+            || matches!(fields.get("function_call"), Some(Value::Object(_))));
     match fields.get("content") {
         Some(Value::String(_)) => Ok(()),
         None | Some(Value::Null) if has_calls => Ok(()),
         None => Err(missing("content")),
         Some(Value::Array(parts)) => {
-            let text = parts
-                .iter()
-                .enumerate()
-                .map(|(index, part)| text_part(part).map_err(|fault| fault.under_index(index)))
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|fault| fault.under("content"))?
-                .concat();
-            fields.insert("content".into(), text.into());
+            for (index, part) in parts.iter().enumerate() {
+                text_part(part).map_err(|fault| fault.under_index(index).under("content"))?;
+            }
             Ok(())
         }
-        Some(other) => Err(Fault {
-            fix: "remove the turn or give \"\"".into(),
-            ..wrong_type("string", other)
+        Some(found) => Err(Fault {
+            fix: match found {
+                Value::Null => "remove the turn or give \"\"".into(),
+                other => format!("write the {} as a string of JSON", describe(other)),
+            },
+            ..wrong_type("string", found)
         }
         .under("content")),
+    }
+}
+
+/// The older spelling of a call, as a list of one.
+fn function_call(fields: &mut Map) {
+    if let (Some(call @ Value::Object(_)), None) = (fields.get("function_call").cloned(), fields.get("tool_calls")) {
+        fields.shift_remove("function_call");
+        fields.insert("tool_calls".into(), calls(call));
+    }
+}
+
+/// The text of a content: all of it, or its parts joined.
+pub(crate) fn content_text(content: &Value) -> Option<String> {
+    match content {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(parts) => Some(parts.iter().filter_map(|part| part.get("text")?.as_str()).collect()),
+        _ => None,
     }
 }
 
@@ -344,42 +415,39 @@ fn text_part(part: &Value) -> Result<&str, Fault> {
     }
 }
 
-/// Templates want the arguments of a call as an object; a string that holds one, as some services write it, is opened.
-/// Servers do the same before they render, so training and use see one text.
-fn tool_calls(fields: &mut Map<String, Value>) -> Result<(), Fault> {
-    let Some(value) = fields.get_mut("tool_calls") else {
-        return Ok(());
+/// Checks the calls of a message; how their arguments reach the template is decided when it renders.
+fn tool_calls(fields: &Map) -> Result<(), Fault> {
+    let calls = match fields.get("tool_calls") {
+        None | Some(Value::Null) => return Ok(()),
+        Some(Value::Array(calls)) => calls,
+        Some(other) => return Err(wrong_type("list", other)),
     };
-    let calls = match value {
-        Value::Null => return Ok(()),
-        Value::Array(calls) => calls,
-        other => return Err(wrong_type("list", other)),
-    };
-    for (index, call) in calls.iter_mut().enumerate() {
+    for (index, call) in calls.iter().enumerate() {
         tool_call(call).map_err(|fault| fault.under_index(index))?;
     }
     Ok(())
 }
 
 /// One call, `{function: {name, arguments}}` or `{name, arguments}`.
-fn tool_call(call: &mut Value) -> Result<(), Fault> {
+fn tool_call(call: &Value) -> Result<(), Fault> {
     let Value::Object(object) = call else {
         return Err(wrong_type("object", call));
     };
-    match object.get_mut("function") {
-        Some(Value::Object(function)) => open_arguments(function).map_err(|fault| fault.under("function")),
+    match object.get("function") {
+        Some(Value::Object(function)) => check_call(function).map_err(|fault| fault.under("function")),
         Some(other) => Err(wrong_type("object", other).under("function")),
-        None => open_arguments(object),
+        None => check_call(object),
     }
 }
 
-fn open_arguments(function: &mut Map<String, Value>) -> Result<(), Fault> {
+fn check_call(function: &Map) -> Result<(), Fault> {
     string(function, "name")?;
     let Some(Value::String(text)) = function.get("arguments") else {
         return Ok(());
     };
-    let opened = serde_json::from_str::<Map<String, Value>>(text).map_err(|_| {
-        Fault::new(
+    match opened_arguments(text) {
+        Some(_) => Ok(()),
+        None => Err(Fault::new(
             RowErrorKind::WrongType,
             format!(
                 "expected object, or string that holds one, found {:?}",
@@ -387,26 +455,45 @@ fn open_arguments(function: &mut Map<String, Value>) -> Result<(), Fault> {
             ),
             "write the arguments as a JSON object",
         )
-        .under("arguments")
-    })?;
-    function.insert("arguments".into(), Value::Object(opened));
-    Ok(())
+        .under("arguments")),
+    }
 }
 
-fn tools(row: &Map<String, Value>) -> Result<Option<Value>, Fault> {
-    match row.get("tools") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Array(list)) => match list.iter().position(|tool| !tool.is_object()) {
-            None => Ok(Some(Value::Array(list.clone()))),
+/// The object that a string of arguments holds; no text is no arguments.
+pub(crate) fn opened_arguments(text: &str) -> Option<Value> {
+    if text.trim().is_empty() {
+        return Some(Value::Object(Map::new()));
+    }
+    json::parse(text).filter(|value| matches!(value, Value::Object(_)))
+}
+
+/// The tools of a row: a list, or a string that holds one, since a table has one type per column.
+fn tools(row: &Map) -> Result<Option<Value>, Fault> {
+    let opened;
+    let value = match row.get("tools") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::String(text)) if text.trim().is_empty() => return Ok(None),
+        Some(Value::String(text)) => {
+            opened = json::parse(text);
+            opened.as_ref().unwrap_or(&Value::Null)
+        }
+        Some(value) => value,
+    };
+    match value {
+        Value::Array(list) => match list.iter().position(|tool| !matches!(tool, Value::Object(_))) {
+            None => Ok(Some(value.clone())),
             Some(index) => Err(wrong_type("JSON schema", &list[index])
                 .under_index(index)
                 .under("tools")),
         },
-        Some(other) => Err(wrong_type("list of JSON schemas", other).under("tools")),
+        Value::Null => {
+            Err(wrong_type("list of JSON schemas, or a string that holds one", &row["tools"]).under("tools"))
+        }
+        other => Err(wrong_type("list of JSON schemas", other).under("tools")),
     }
 }
 
-fn template_kwargs(row: &Map<String, Value>) -> Result<Map<String, Value>, Fault> {
+fn template_kwargs(row: &Map) -> Result<Map, Fault> {
     match row.get("template_kwargs") {
         None | Some(Value::Null) => Ok(Map::new()),
         Some(Value::Object(map)) => Ok(map.clone()),
@@ -414,18 +501,18 @@ fn template_kwargs(row: &Map<String, Value>) -> Result<Map<String, Value>, Fault
     }
 }
 
-fn require<'a>(row: &'a Map<String, Value>, name: &str) -> Result<&'a Value, Fault> {
+fn require<'a>(row: &'a Map, name: &str) -> Result<&'a Value, Fault> {
     row.get(name).ok_or_else(|| missing(name))
 }
 
-fn string(row: &Map<String, Value>, name: &str) -> Result<String, Fault> {
+fn string(row: &Map, name: &str) -> Result<String, Fault> {
     match require(row, name)? {
         Value::String(text) => Ok(text.clone()),
         other => Err(wrong_type("string", other).under(name)),
     }
 }
 
-fn non_empty_string(row: &Map<String, Value>, name: &str) -> Result<String, Fault> {
+fn non_empty_string(row: &Map, name: &str) -> Result<String, Fault> {
     let text = string(row, name)?;
     if text.is_empty() {
         return Err(empty("the text is empty").under(name));
@@ -433,7 +520,7 @@ fn non_empty_string(row: &Map<String, Value>, name: &str) -> Result<String, Faul
     Ok(text)
 }
 
-fn optional_string(row: &Map<String, Value>, name: &str) -> Result<Option<String>, Fault> {
+fn optional_string(row: &Map, name: &str) -> Result<Option<String>, Fault> {
     match row.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(_) => string(row, name).map(Some),
@@ -469,6 +556,6 @@ pub(crate) fn wrong_type(expected: &str, found: &Value) -> Fault {
     )
 }
 
-fn empty(what: &str) -> Fault {
+pub(crate) fn empty(what: &str) -> Fault {
     Fault::new(RowErrorKind::Empty, what, "remove the row or fill it")
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{RowError, RowErrorKind};
 use crate::format::Format;
+use crate::layout::Layout;
 use crate::mask::Straddling;
 
 /// Counts and findings from reading one file. Nothing here is an error; [`warnings`](Self::warnings) puts the remarkable
@@ -25,12 +26,16 @@ pub struct DataReport {
     pub blank_lines: usize,
     /// Lines that end as on Windows.
     pub crlf_lines: usize,
-    /// The file begins with a byte-order mark, which was passed over.
-    pub byte_order_mark: bool,
+    /// Lines that begin with a byte-order mark, which was passed over.
+    pub byte_order_marks: usize,
     /// Rows that were left out because they are faulty.
     pub skipped: Vec<RowError>,
-    /// Top-level fields that nothing reads.
-    pub ignored_fields: Vec<String>,
+    /// Rows of each layout.
+    pub layouts: BTreeMap<Layout, usize>,
+    /// Rows that say themselves that their answer is bad (`"label": false`), left out.
+    pub bad_answers: usize,
+    /// What was remarkable in rows that are used, one sentence each, with its rows.
+    pub remarks: Vec<Remark>,
     /// Examples to train.
     pub examples: usize,
     /// Their tokens, context included.
@@ -65,8 +70,21 @@ pub struct DataReport {
     pub straddling: Straddling,
     /// The end of a turn is not an end of text.
     pub end_of_turn_warning: Option<String>,
+    /// Text rows have no end, because the model names none.
+    pub no_end_of_text: Option<String>,
     /// Lengths of the examples in tokens.
     pub lengths: LengthStats,
+}
+
+/// Something that holds for some rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remark {
+    /// What it is.
+    pub text: String,
+    /// How many rows.
+    pub rows: usize,
+    /// The line of the first.
+    pub first_line: usize,
 }
 
 /// How a list of lengths is distributed.
@@ -99,9 +117,11 @@ impl DataReport {
             rows: 0,
             blank_lines: 0,
             crlf_lines: 0,
-            byte_order_mark: false,
+            byte_order_marks: 0,
             skipped: Vec::new(),
-            ignored_fields: Vec::new(),
+            layouts: BTreeMap::new(),
+            bad_answers: 0,
+            remarks: Vec::new(),
             examples: 0,
             tokens: 0,
             targets: 0,
@@ -119,6 +139,7 @@ impl DataReport {
             duplicate_lines: Vec::new(),
             straddling: Straddling::default(),
             end_of_turn_warning: None,
+            no_end_of_text: None,
             lengths: LengthStats::default(),
         }
     }
@@ -170,16 +191,32 @@ impl DataReport {
             format!("{} blank lines were passed over", self.blank_lines),
         );
         say(
-            self.byte_order_mark,
-            "the file begins with a byte-order mark, which was passed over".into(),
+            self.byte_order_marks > 0,
+            format!(
+                "byte-order marks at the head of {} lines were passed over",
+                self.byte_order_marks
+            ),
         );
         say(
             self.crlf_lines > 0,
             format!("{} lines end with carriage return and line feed", self.crlf_lines),
         );
         say(
-            !self.ignored_fields.is_empty(),
-            format!("fields that nothing reads: {}", self.ignored_fields.join(", ")),
+            self.bad_answers > 0,
+            format!(
+                "{} rows have label = false and were left out: their answers are not to be learnt",
+                self.bad_answers
+            ),
+        );
+        for Remark { text, rows, first_line } in &self.remarks {
+            say(true, format!("{rows} rows: {text} (first: line {first_line})"));
+        }
+        say(
+            self.unrolled_rows > 0,
+            format!(
+                "{} rows were unrolled into one example per turn: the chat template writes earlier turns in another way than it wrote them",
+                self.unrolled_rows
+            ),
         );
         say(
             !self.zero_target_lines.is_empty(),
@@ -222,11 +259,12 @@ impl DataReport {
             ),
         );
         out.extend(self.end_of_turn_warning.clone());
+        out.extend(self.no_end_of_text.clone());
         out
     }
 
     /// Trained tokens that the length limit cut off, as a share of all.
-    pub(crate) fn share_of_targets_lost(&self) -> f64 {
+    pub fn share_of_targets_lost(&self) -> f64 {
         if self.targets_before_limit == 0 {
             0.0
         } else {

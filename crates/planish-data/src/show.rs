@@ -9,9 +9,10 @@ use crate::error::{Result, RowError};
 use crate::format::Format;
 use crate::limit::count_targets;
 use crate::mask::{Masker, Sample, Straddling};
-use crate::options::DataOptions;
+use crate::options::{DataOptions, OnRowError};
 use crate::prepare::first_rows;
 use crate::provenance::Provenance;
+use crate::report::DataReport;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 
@@ -42,6 +43,8 @@ pub struct Shown {
     pub straddling: Straddling,
     /// Its distrust fields.
     pub provenance: Option<Provenance>,
+    /// Bytes of the text that are control tokens inside a message.
+    pub foreign: Vec<Range<usize>>,
 }
 
 /// A piece of the text, all of one kind.
@@ -62,6 +65,20 @@ pub enum ShownKind {
     Trained,
     /// Beyond the length limit.
     BeyondLimit,
+}
+
+/// What reading the whole of a file shows; faulty rows are in [`DataReport::skipped`], however many there are.
+pub fn survey(
+    path: &Path,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    options: &DataOptions,
+) -> Result<DataReport> {
+    let options = DataOptions {
+        errors: OnRowError::Count,
+        ..options.clone()
+    };
+    Ok(Dataset::load(path, tokenizer, template, &options)?.1)
 }
 
 /// The first `rows` rows of a file as training sees them; a faulty row is shown as its error.
@@ -119,6 +136,7 @@ fn shown(
         n_kept,
         straddling: sample.straddling,
         provenance,
+        foreign: sample.foreign.clone(),
     }
 }
 

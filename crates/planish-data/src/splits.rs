@@ -11,7 +11,7 @@ use crate::tokenizer::Tokenizer;
 
 /// The splits of a data directory.
 ///
-/// `train.jsonl` must be there; `valid.jsonl` (or `val.jsonl`) and `test.jsonl` may be. A path to a file is its training
+/// `train.jsonl` must be there; `valid.jsonl` (or `validation`, `val`, `eval`, `dev`) and `test.jsonl` may be. A path to a file is its training
 /// split. Rows of two splits that render to the same tokens are counted in [`leaks`](Self::leaks), and refused with
 /// [`DataOptions::strict`].
 ///
@@ -27,6 +27,8 @@ pub struct Splits {
     pub test: Option<Split>,
     /// Pairs of splits with rows in common.
     pub leaks: Vec<Leak>,
+    /// Files of rows in the directory that are no split.
+    pub unread: Vec<PathBuf>,
 }
 
 /// One file of a data directory.
@@ -67,6 +69,7 @@ impl Splits {
                 valid: None,
                 test: None,
                 leaks: Vec::new(),
+                unread: Vec::new(),
             });
         }
         let files = SplitFiles::find(path)?;
@@ -87,6 +90,7 @@ impl Splits {
             valid,
             test,
             leaks,
+            unread: files.unread,
         })
     }
 }
@@ -96,25 +100,57 @@ impl Splits {
 pub struct SplitFiles {
     /// `train.jsonl`.
     pub train: PathBuf,
-    /// `valid.jsonl` or `val.jsonl`.
+    /// The validation rows, under one of their usual names.
     pub valid: Option<PathBuf>,
     /// `test.jsonl`.
     pub test: Option<PathBuf>,
+    /// Other files of rows.
+    pub unread: Vec<PathBuf>,
 }
+
+const VALIDATION: [&str; 5] = ["valid", "validation", "val", "eval", "dev"];
 
 impl SplitFiles {
     /// Looks for the splits of a directory.
     pub fn find(dir: &Path) -> Result<Self> {
-        let file = |name: &str| Some(dir.join(name)).filter(|path| path.is_file());
-        let valid = match (file("valid.jsonl"), file("val.jsonl")) {
-            (Some(_), Some(_)) => return Err(Error::TwoValidationFiles { dir: dir.into() }),
-            (valid, val) => valid.or(val),
+        let file = |stem: &str| Some(dir.join(format!("{stem}.jsonl"))).filter(|path| path.is_file());
+        let mut valid = VALIDATION.into_iter().filter_map(file);
+        let (first, second) = (valid.next(), valid.next());
+        if let (Some(first), Some(second)) = (&first, &second) {
+            let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            return Err(Error::TwoValidationFiles {
+                dir: dir.into(),
+                first: name(first),
+                second: name(second),
+            });
+        }
+        let mut files = Self {
+            train: file("train").ok_or_else(|| Error::NoTrainingFile { dir: dir.into() })?,
+            valid: first,
+            test: file("test"),
+            unread: Vec::new(),
         };
-        Ok(Self {
-            train: file("train.jsonl").ok_or_else(|| Error::NoTrainingFile { dir: dir.into() })?,
-            valid,
-            test: file("test.jsonl"),
-        })
+        files.unread = files.others(dir)?;
+        Ok(files)
+    }
+
+    /// Files that look like rows and are no split.
+    fn others(&self, dir: &Path) -> Result<Vec<PathBuf>> {
+        const ROWS: [&str; 7] = ["jsonl", "json", "ndjson", "csv", "parquet", "arrow", "txt"];
+        let io = |error| Error::io(dir, error);
+        let mut others = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(io)? {
+            let path = entry.map_err(io)?.path();
+            let is_rows = path
+                .extension()
+                .is_some_and(|end| ROWS.iter().any(|known| end == *known));
+            let known = [Some(&self.train), self.valid.as_ref(), self.test.as_ref()];
+            if is_rows && !known.into_iter().flatten().any(|known| *known == path) {
+                others.push(path);
+            }
+        }
+        others.sort();
+        Ok(others)
     }
 }
 

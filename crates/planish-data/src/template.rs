@@ -2,26 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
-use minijinja::{Environment, ErrorKind, context};
-use regex::Regex;
-use serde_json::{Map, Value as Json};
+use serde_json::{Map as SerdeMap, Value as Json};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::python::{self, JsonStyle};
-use crate::tokenizer::Tokenizer;
+use crate::jinja::{Fault, Name, Template, Value};
+use crate::json::{self, Map};
+use crate::tokenizer::{Tokenizer, optional_json};
 
 /// A model's chat template: turns a conversation into the text the model was trained on.
 ///
 /// Templates see `messages`, `tools`, `add_generation_prompt`, the special tokens (`bos_token`, …), and the keywords of
 /// [`TemplateOptions::kwargs`] and of the row. They may call `raise_exception`, `strftime_now` (UTC, fixed when the
-/// template is loaded, so that one run sees one date) and `tojson` with Python's layout, and use Python's methods of
-/// strings, lists and dictionaries.
+/// template is loaded, so that one run sees one date) and `tojson` with Python's layout; everything else is Jinja2's and
+/// Python's. Null keys of messages are dropped, and thoughts (`reasoning_content`, `thinking`, `reasoning`) are found
+/// under the name that the template reads, as in transformers 5.
 ///
 /// # Errors
 /// [`Error::Template`] names the source and the line of the template.
@@ -39,12 +37,13 @@ use crate::tokenizer::Tokenizer;
 /// ```
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    main: Arc<Template>,
+    /// A variant for conversations with tools, used when tools are given and no variant was asked for.
+    for_tools: Option<Arc<Template>>,
     origin: String,
     digest: String,
-    /// A variant for conversations with tools, used when tools are given and no variant was asked for.
-    has_tool_variant: bool,
-    globals: BTreeMap<String, Value>,
+    now: i64,
+    globals: BTreeMap<String, json::Value>,
 }
 
 /// Which template to use, and what to pass to it.
@@ -52,21 +51,23 @@ pub struct ChatTemplate {
 pub struct TemplateOptions {
     /// A template file that goes before the model's own.
     pub file: Option<std::path::PathBuf>,
-    /// One of several named templates in `tokenizer_config.json`.
+    /// One of several named templates.
     pub name: Option<String>,
     /// Keywords for every row (`enable_thinking`, …); a row's own `template_kwargs` go before them.
-    pub kwargs: Map<String, Json>,
+    pub kwargs: SerdeMap<String, Json>,
     /// Seconds since 1970 that `strftime_now` shows; now, when absent. A resumed run passes the first run's value.
     pub now: Option<i64>,
 }
 
-const MAIN: &str = "chat";
+/// What a template without a name is called among named ones.
+const DEFAULT: &str = "default";
 const TOOL_VARIANT: &str = "tool_use";
-/// Instructions that one rendering may take: thousands of messages need a hundredth of it, and it ends within a second.
-const FUEL: u64 = 10_000_000;
+/// Templates in files of their own, by name.
+const MORE_TEMPLATES: &str = "additional_chat_templates";
 
 impl ChatTemplate {
-    /// Finds a folder's template: [`TemplateOptions::file`], else `chat_template.jinja`, else `tokenizer_config.json`.
+    /// Finds a folder's template: [`TemplateOptions::file`], else `chat_template.jinja` with `additional_chat_templates/`,
+    /// else `tokenizer_config.json`.
     ///
     /// Gives nothing when the folder has none.
     pub fn from_dir(dir: &Path, tokenizer: &Tokenizer, options: &TemplateOptions) -> Result<Option<Self>> {
@@ -74,23 +75,17 @@ impl ChatTemplate {
             let source = std::fs::read_to_string(file).map_err(|error| Error::io(file, error))?;
             return Self::from_source(&source, &file.display().to_string(), tokenizer, options).map(Some);
         }
-        let file = dir.join("chat_template.jinja");
-        match std::fs::read_to_string(&file) {
-            Ok(source) => return Self::from_source(&source, &file.display().to_string(), tokenizer, options).map(Some),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io(&file, error)),
-        }
         let file = dir.join("tokenizer_config.json");
-        let config = match std::fs::read(&file) {
-            Ok(bytes) => serde_json::from_slice::<Json>(&bytes).map_err(|error| Error::Tokenizer {
-                path: file.clone(),
-                reason: format!("not valid JSON: {error}"),
-                fix: "take the file from the model's source again",
-            })?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io(&file, error)),
-        };
-        Self::from_config(&config, &file.display().to_string(), tokenizer, options)
+        let config = optional_json(&file)?.unwrap_or_default();
+        let mut origin = file.display().to_string();
+        let mut variants = variants_of(&config, &origin)?;
+        let file = dir.join("chat_template.jinja");
+        if let Some(source) = optional_text(&file)? {
+            variants.insert(DEFAULT.into(), source);
+            origin = file.display().to_string();
+        }
+        variants.extend(more_templates(&dir.join(MORE_TEMPLATES))?);
+        Self::from_variants(&variants, &origin, tokenizer, options)
     }
 
     /// Takes the template out of a parsed `tokenizer_config.json`; `origin` is for errors.
@@ -100,26 +95,7 @@ impl ChatTemplate {
         tokenizer: &Tokenizer,
         options: &TemplateOptions,
     ) -> Result<Option<Self>> {
-        match config.get("chat_template") {
-            None | Some(Json::Null) => Ok(None),
-            Some(Json::String(source)) => Self::from_source(source, origin, tokenizer, options).map(Some),
-            Some(Json::Array(list)) => {
-                let named = |entry: &Json| {
-                    let field = |name: &str| entry.get(name).and_then(Json::as_str).map(str::to_string);
-                    Some((field("name")?, field("template")?))
-                };
-                let variants: BTreeMap<_, _> = list.iter().filter_map(named).collect();
-                Self::from_variants(&variants, origin, tokenizer, options).map(Some)
-            }
-            Some(other) => Err(Error::Template {
-                origin: origin.into(),
-                line: 0,
-                reason: format!(
-                    "chat_template: expected a string or a list, found {}",
-                    crate::json::describe(other)
-                ),
-            }),
-        }
+        Self::from_variants(&variants_of(config, origin)?, origin, tokenizer, options)
     }
 
     /// Compiles a template from its text; `origin` is for errors.
@@ -130,15 +106,36 @@ impl ChatTemplate {
                 known: format!("only one, without a name, in {origin}"),
             });
         }
-        let mut template = Self::new(origin, tokenizer, options)?;
-        template.add(MAIN, source)?;
-        Ok(template)
+        Self::compile(source, None, origin, tokenizer, options)
     }
 
     /// Renders a list of messages for generation (`add_generation_prompt`) or as it stands.
     pub fn render(&self, messages: &Json, tools: Option<&Json>, add_generation_prompt: bool) -> Result<String> {
-        let messages = Value::from(Serde(messages));
-        self.render_values(messages, &self.bind(tools, &Map::new()), add_generation_prompt)
+        let values = messages.as_array().into_iter().flatten().map(|message| match message {
+            Json::Object(fields) => message_value(&json::from_serde_map(fields)),
+            other => Value::from_json(&other.into()),
+        });
+        let tools = tools.map(json::Value::from);
+        self.render_values(
+            values.collect(),
+            &self.bind(tools.as_ref(), &Map::new()),
+            add_generation_prompt,
+        )
+    }
+
+    /// Renders the `messages` and `tools` of a row of JSON, with every digit of its numbers.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] where the text is not a JSON object; [`Error::Template`].
+    pub fn render_row(&self, row: &str, add_generation_prompt: bool) -> Result<String> {
+        let row = json::parse_object(row, true).map_err(|fault| Error::plan(fault.message, fault.fix))?;
+        let messages = row.get("messages").and_then(json::Value::as_array);
+        let values = messages.into_iter().flatten().map(|message| match message {
+            json::Value::Object(fields) => message_value(fields),
+            other => Value::from_json(other),
+        });
+        let bound = self.bind(row.get("tools").filter(|tools| !tools.is_null()), &Map::new());
+        self.render_values(values.collect(), &bound, add_generation_prompt)
     }
 
     /// Where the template came from.
@@ -151,32 +148,60 @@ impl ChatTemplate {
         &self.digest
     }
 
+    /// The special token that ends an assistant's turn, where the template writes one.
+    ///
+    /// Generation should stop there, and exports should say so: see [`with_end_tokens`](crate::with_end_tokens).
+    pub fn turn_end(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        // Two conversations, since some templates want a system text and others refuse one.
+        let turn = |role: &str| serde_json::json!({"role": role, "content": "a"});
+        [
+            vec![turn("user"), turn("assistant")],
+            vec![turn("system"), turn("user"), turn("assistant")],
+        ]
+        .into_iter()
+        .filter_map(|messages| self.render(&Json::Array(messages), None, false).ok())
+        .find_map(|text| Some(tokenizer.special_suffix(text.trim_end())?.0))
+    }
+
     /// Everything but the messages, converted once for the several renderings of one row.
-    pub(crate) fn bind(&self, tools: Option<&Json>, kwargs: &Map<String, Json>) -> Bound {
-        let mut globals = self.globals.clone();
-        for (name, value) in kwargs {
-            globals.insert(name.clone(), Value::from(Serde(value)));
+    pub(crate) fn bind(&self, tools: Option<&json::Value>, kwargs: &Map) -> Bound {
+        let mut globals: BTreeMap<&str, Value> = BTreeMap::new();
+        for (name, value) in self.globals.iter().chain(kwargs) {
+            globals.insert(name, Value::from_json(value));
         }
         Bound {
-            tools: tools.map_or(Value::from(()), |tools| Value::from(Serde(tools))),
-            globals: Value::from_pairs(globals),
+            has_tools: tools.is_some(),
+            tools: tools.map_or(Value::None, Value::from_json),
+            globals: globals.into_iter().map(|(name, value)| (name.into(), value)).collect(),
         }
     }
 
-    pub(crate) fn render_values(&self, messages: Value, bound: &Bound, add_generation_prompt: bool) -> Result<String> {
-        let with_tools = self.has_tool_variant && !bound.tools.is_none();
-        let name = if with_tools { TOOL_VARIANT } else { MAIN };
-        let context = context! {
-            messages,
-            tools => bound.tools.clone(),
-            documents => (),
-            add_generation_prompt,
-            ..bound.globals.clone()
+    pub(crate) fn render_values(
+        &self,
+        messages: Vec<Value>,
+        bound: &Bound,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
+        let fault = |fault: Fault| Error::Template {
+            origin: self.origin.clone(),
+            line: fault.line,
+            reason: fault.message,
         };
-        self.environment
-            .get_template(name)
-            .and_then(|template| template.render(context))
-            .map_err(|error| template_error(&self.origin, &error))
+        let template = self
+            .for_tools
+            .as_ref()
+            .filter(|_| bound.has_tools)
+            .unwrap_or(&self.main);
+        let mut variables = bound.globals.clone();
+        let own = [
+            ("messages", Value::from_items(messages)),
+            ("tools", bound.tools.clone()),
+            ("documents", Value::None),
+            ("add_generation_prompt", Value::Bool(add_generation_prompt)),
+        ];
+        variables.retain(|(name, _)| own.iter().all(|(own, _)| **own != **name));
+        variables.extend(own.map(|(name, value)| (name.into(), value)));
+        template.render(variables, self.now).map_err(fault)
     }
 
     fn from_variants(
@@ -184,157 +209,133 @@ impl ChatTemplate {
         origin: &str,
         tokenizer: &Tokenizer,
         options: &TemplateOptions,
-    ) -> Result<Self> {
-        let wanted = options.name.as_deref().unwrap_or("default");
+    ) -> Result<Option<Self>> {
+        if variants.is_empty() {
+            return Ok(None);
+        }
+        let wanted = options.name.as_deref().unwrap_or(DEFAULT);
         let source = variants.get(wanted).ok_or_else(|| Error::UnknownTemplateName {
             name: wanted.into(),
             known: variants.keys().cloned().collect::<Vec<_>>().join(", "),
         })?;
-        let mut template = Self::new(origin, tokenizer, options)?;
-        template.add(MAIN, source)?;
-        if let (None, Some(source)) = (&options.name, variants.get(TOOL_VARIANT)) {
-            template.add(TOOL_VARIANT, source)?;
-            template.has_tool_variant = true;
-        }
-        Ok(template)
+        let for_tools = variants.get(TOOL_VARIANT).filter(|_| options.name.is_none());
+        Self::compile(source, for_tools, origin, tokenizer, options).map(Some)
     }
 
-    fn new(origin: &str, tokenizer: &Tokenizer, options: &TemplateOptions) -> Result<Self> {
-        let mut globals: BTreeMap<String, Value> = tokenizer
+    fn compile(
+        source: &str,
+        for_tools: Option<&String>,
+        origin: &str,
+        tokenizer: &Tokenizer,
+        options: &TemplateOptions,
+    ) -> Result<Self> {
+        let parse = |source: &str| match Template::parse(source) {
+            Ok(template) => Ok(Arc::new(template)),
+            Err(Fault { line, message }) => Err(Error::Template {
+                origin: origin.into(),
+                line,
+                reason: message,
+            }),
+        };
+        let mut globals: BTreeMap<String, json::Value> = tokenizer
             .special_strings()
-            .map(|(name, token)| (name.to_string(), Value::from(token)))
+            .map(|(name, token)| (name.to_string(), token.into()))
             .collect();
+        let additional = tokenizer.additional_special().iter().map(|token| token.as_str().into());
         globals.insert(
             "additional_special_tokens".into(),
-            Value::from(tokenizer.additional_special().to_vec()),
+            json::Value::Array(additional.collect()),
         );
-        for (name, value) in &options.kwargs {
-            globals.insert(name.clone(), Value::from(Serde(value)));
-        }
-        let digest = crate::hex(&Sha256::digest(format!("{globals:?}")));
-        let now = options.now.unwrap_or_else(seconds_now);
+        globals.extend(json::from_serde_map(&options.kwargs));
+        let digest = Sha256::digest(format!("{globals:?}\0{source}\0{for_tools:?}"));
         Ok(Self {
-            environment: environment(now).map_err(|error| template_error(origin, &error))?,
+            main: parse(source)?,
+            for_tools: for_tools.map(|source| parse(source)).transpose()?,
             origin: origin.into(),
-            digest,
-            has_tool_variant: false,
+            digest: crate::hex(&digest),
+            now: options.now.unwrap_or_else(seconds_now),
             globals,
         })
-    }
-
-    fn add(&mut self, name: &'static str, source: &str) -> Result<()> {
-        self.digest = crate::hex(&Sha256::digest(format!("{}\0{name}\0{source}", self.digest)));
-        self.environment
-            .add_template_owned(name, plain_blocks(source))
-            .map_err(|error| template_error(&self.origin, &error))
     }
 }
 
 /// The context of a row without its messages.
 pub(crate) struct Bound {
+    has_tools: bool,
     tools: Value,
-    globals: Value,
+    globals: Vec<(Name, Value)>,
 }
 
-fn environment(now: i64) -> std::result::Result<Environment<'static>, minijinja::Error> {
-    let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_formatter(|out, _, value| Ok(out.write_str(&python::text(value)?)?));
-    environment.add_test("iterable", is_iterable);
-    environment.add_filter("tojson", to_json);
-    environment.add_filter("string", |value: Value| python::text(&value));
-    environment.add_function(
-        "raise_exception",
-        |message: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        },
-    );
-    environment.add_function("strftime_now", move |format: String| strftime(now, &format));
-    Ok(environment)
-}
+/// Names for what a model thought before it answered; the first is the one that most templates read.
+pub(crate) const THOUGHTS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-fn to_json(value: Value, options: Kwargs) -> Result<String, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    if indent.is_some_and(|indent| indent > MAX_INDENT) {
-        return Err(minijinja::Error::new(
-            ErrorKind::InvalidOperation,
-            format!("tojson: indent above {MAX_INDENT}"),
-        ));
+/// A message as transformers 5 hands it to a template: without null keys, and with its thoughts under both names.
+pub(crate) fn message_value(fields: &Map) -> Value {
+    let mut fields: Map = fields
+        .iter()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
+    if let Some(thoughts) = THOUGHTS.iter().find_map(|name| fields.get(*name).cloned()) {
+        if !fields.contains_key("thinking") {
+            fields.shift_insert(0, "thinking".into(), thoughts.clone());
+        }
+        fields.insert("reasoning_content".into(), thoughts);
     }
-    let style = JsonStyle {
-        indent,
-        separators: options
-            .get::<Option<Vec<String>>>("separators")?
-            .and_then(|pair| match &pair[..] {
-                [comma, colon] => Some((comma.clone(), colon.clone())),
-                _ => None,
-            }),
-        sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
-        ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+    Value::from_json(&json::Value::Object(fields))
+}
+
+/// The templates of a `tokenizer_config.json`, by name.
+fn variants_of(config: &Json, origin: &str) -> Result<BTreeMap<String, String>> {
+    match config.get("chat_template") {
+        None | Some(Json::Null) => Ok(BTreeMap::new()),
+        Some(Json::String(source)) => Ok(BTreeMap::from([(DEFAULT.into(), source.clone())])),
+        Some(Json::Array(list)) => {
+            let named = |entry: &Json| {
+                let field = |name: &str| entry.get(name).and_then(Json::as_str).map(str::to_string);
+                Some((field("name")?, field("template")?))
+            };
+            Ok(list.iter().filter_map(named).collect())
+        }
+        Some(other) => Err(Error::Template {
+            origin: origin.into(),
+            line: 0,
+            reason: format!(
+                "chat_template: expected a string or a list, found {}",
+                json::describe(&other.into())
+            ),
+        }),
+    }
+}
+
+/// `NAME.jinja` files of a folder, which need not be there.
+fn more_templates(dir: &Path) -> Result<BTreeMap<String, String>> {
+    let mut templates = BTreeMap::new();
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(templates),
+        Err(error) => return Err(Error::io(dir, error)),
     };
-    options.assert_all_used()?;
-    python::dumps(&value, &style)
+    for entry in entries {
+        let path = entry.map_err(|error| Error::io(dir, error))?.path();
+        let name = path.file_stem().and_then(|name| name.to_str());
+        if let (Some(name), true) = (name, path.extension().is_some_and(|end| end == "jinja")) {
+            templates.extend(optional_text(&path)?.map(|source| (name.to_string(), source)));
+        }
+    }
+    Ok(templates)
 }
 
-/// Fuel does not see what a filter writes before it returns.
-const MAX_INDENT: usize = 64;
-
-/// As in Jinja2, where none is not iterable and texts are: templates ask it of `tools`.
-fn is_iterable(value: &Value) -> bool {
-    value.as_str().is_some() || (!value.is_none() && value.try_iter().is_ok())
-}
-
-fn strftime(now: i64, format: &str) -> Result<String, minijinja::Error> {
-    let bad = |error: jiff::Error| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}"));
-    let time = jiff::Timestamp::from_second(now)
-        .map_err(bad)?
-        .to_zoned(jiff::tz::TimeZone::UTC);
-    jiff::fmt::strtime::format(format, &time).map_err(bad)
+fn optional_text(path: &Path) -> Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim_start_matches('\u{feff}').into())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(path, error)),
+    }
 }
 
 fn seconds_now() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_secs() as i64)
-}
-
-/// `{% generation %}` marks assistant text for trainers that mask by it; it renders its body and nothing else, which a
-/// condition that always holds does too. The prefix rule finds the same text without the mark.
-fn plain_blocks(source: &str) -> String {
-    static OPEN: LazyLock<Regex> = LazyLock::new(|| pattern(r"\{%([-+]?)\s*generation\s*([-+]?)%\}"));
-    static CLOSE: LazyLock<Regex> = LazyLock::new(|| pattern(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}"));
-    let opened = OPEN.replace_all(source, "{%${1} if true ${2}%}");
-    CLOSE.replace_all(&opened, "{%${1} endif ${2}%}").into_owned()
-}
-
-#[allow(clippy::expect_used)]
-fn pattern(text: &str) -> Regex {
-    Regex::new(text).expect("a constant pattern, compiled in every test of a template")
-}
-
-/// The innermost error knows the line; an error inside a macro is wrapped by the call.
-fn template_error(origin: &str, error: &minijinja::Error) -> Error {
-    let mut innermost = error;
-    let mut source = std::error::Error::source(error);
-    while let Some(next) = source {
-        if let Some(next) = next.downcast_ref::<minijinja::Error>() {
-            innermost = next;
-        }
-        source = next.source();
-    }
-    let line = innermost.line().or(error.line()).unwrap_or(0);
-    let reason = match (innermost.kind(), innermost.detail()) {
-        (ErrorKind::OutOfFuel, _) => "the template takes too much work: does it end?".to_string(),
-        (ErrorKind::InvalidOperation, Some(detail)) => detail.to_string(),
-        (kind, Some(detail)) => format!("{kind}: {detail}"),
-        (kind, None) => kind.to_string(),
-    };
-    Error::Template {
-        origin: origin.into(),
-        line,
-        reason,
-    }
 }

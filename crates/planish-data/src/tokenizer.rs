@@ -38,6 +38,8 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     eos_ids: BTreeSet<u32>,
+    /// Of these, the ends that the model folder does not name.
+    learned_ends: BTreeSet<u32>,
     add_bos: Option<bool>,
     added: HashMap<u32, AddedToken>,
     model_vocab_size: Option<usize>,
@@ -123,6 +125,7 @@ impl Tokenizer {
             bos: None,
             eos: None,
             eos_ids: BTreeSet::new(),
+            learned_ends: BTreeSet::new(),
             add_bos: None,
             added,
             model_vocab_size: None,
@@ -153,6 +156,14 @@ impl Tokenizer {
             _ => {}
         }
         Ok(encoded)
+    }
+
+    /// Encodes text in which control tokens are no more than their characters.
+    pub(crate) fn encode_plain(&self, text: &str) -> Result<Encoded> {
+        let mut plain = self.inner.clone();
+        plain.set_encode_special_tokens(true);
+        let encoded = guarded(|| plain.encode(text, false).map_err(|e| e.to_string())).flatten();
+        self.encoded(text, encoded)
     }
 
     /// Decodes ids, without the special tokens among them.
@@ -214,6 +225,18 @@ impl Tokenizer {
         self.eos_ids.contains(&id)
     }
 
+    /// Makes generation stop at one more id, such as the end of a turn that the model folder does not name.
+    pub fn also_end_at(&mut self, id: u32) {
+        if self.eos_ids.insert(id) {
+            self.learned_ends.insert(id);
+        }
+    }
+
+    /// Whether the model folder itself names this id as an end.
+    pub(crate) fn is_named_end(&self, id: u32) -> bool {
+        self.is_eos(id) && !self.learned_ends.contains(&id)
+    }
+
     /// SHA-256 of `tokenizer.json`, in hexadecimal.
     pub fn sha256(&self) -> &str {
         &self.digest
@@ -238,6 +261,16 @@ impl Tokenizer {
             .map(|(id, token)| (*id, token.content.as_str()))
     }
 
+    /// The bytes of the first control token that is written out in a text.
+    pub(crate) fn next_control(&self, text: &str) -> Option<Range<usize>> {
+        let controls = self
+            .added
+            .values()
+            .filter(|token| token.special && !token.content.is_empty());
+        let places = controls.filter_map(|token| text.find(&token.content).map(|at| at..at + token.content.len()));
+        places.min_by_key(|place| (place.start, usize::MAX - place.end))
+    }
+
     /// The first id that the model has no embedding for, with its position.
     pub(crate) fn outside_model(&self, ids: &[u32]) -> Option<(usize, u32)> {
         let limit = self.model_vocab_size?;
@@ -254,6 +287,10 @@ impl Tokenizer {
 
     fn encode_with(&self, text: &str, add_special_tokens: bool) -> Result<Encoded> {
         let encoded = guarded(|| self.inner.encode(text, add_special_tokens).map_err(|e| e.to_string())).flatten();
+        self.encoded(text, encoded)
+    }
+
+    fn encoded(&self, text: &str, encoded: std::result::Result<tokenizers::Encoding, String>) -> Result<Encoded> {
         let encoding = encoded.map_err(|error| Error::Tokenizer {
             path: self.path.clone(),
             reason: format!("cannot encode {:?}: {error}", text.chars().take(40).collect::<String>()),
@@ -440,13 +477,15 @@ fn switch_off_trimming(json: &mut Value) -> bool {
     }
 }
 
-fn optional_json(path: &Path) -> Result<Option<Value>> {
+/// A JSON file that need not be there; a byte-order mark before it is passed over.
+pub(crate) fn optional_json(path: &Path) -> Result<Option<Value>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io(path, error)),
     };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+    let json = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    serde_json::from_slice(json).map(Some).map_err(|error| {
         broken(
             path,
             format!("not valid JSON: {error}"),

@@ -1,12 +1,13 @@
 use std::io::{BufWriter, IsTerminal};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use planish_core::fs::AtomicFile;
 use planish_core::model_config::ModelConfig;
 use planish_core::run_config::RunConfig;
-use planish_data::{DataOptions, Shown, ShownKind, SplitFiles, score_file, show};
+use planish_data::{DataOptions, DataReport, Shown, ShownKind, SplitFiles, score_file, show, survey};
 
 use crate::data::{self, Text};
 use crate::output;
@@ -20,7 +21,7 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print rows as training sees them; trained text is coloured, or in [brackets] where there is no colour
+    /// Sum up a file, and print rows as training sees them; trained text is coloured, or in [brackets] where there is no colour
     Show {
         /// Folder with train.jsonl, or one file
         data: PathBuf,
@@ -92,23 +93,52 @@ fn show_rows(data: &Path, model: &Path, rows: usize, assignments: &[String]) -> 
     let options = data::options(&config, data::max_seq_length(config.train.max_seq_length, context)?)?;
     let text = Text::configured(model, &config, None)?;
     let file = if data.is_dir() {
-        SplitFiles::find(data)?.train
+        let files = SplitFiles::find(data)?;
+        for file in &files.unread {
+            output::note(&format!("warning: {}: not a split, not read", file.display()));
+        }
+        files.train
     } else {
         data.to_path_buf()
     };
+    let report = survey(&file, &text.tokenizer, text.template.as_ref(), &options)?;
+    summarise(&report);
     for row in show(&file, &text.tokenizer, text.template.as_ref(), &options, rows)? {
         match row {
             Ok(shown) => print(&shown)?,
             Err(error) => output::line(&format!("error: {error}\n"))?,
         }
     }
-    Ok(())
+    let (faulty, rows) = (report.skipped.len(), report.rows);
+    match report.skipped.first() {
+        Some(first) => bail!("{faulty} of {rows} rows are faulty; the first: {first}"),
+        None => Ok(()),
+    }
+}
+
+/// What the whole file holds; beside the rows, so that these can be read by a program.
+fn summarise(report: &DataReport) {
+    output::note(&format!("{}: {}", report.path.display(), data::describe(report)));
+    let lengths = &report.lengths;
+    output::note(&format!(
+        "{} examples of {} to {} tokens (median {}, 90 % up to {}); {} of {} tokens are trained",
+        report.examples, lengths.min, lengths.max, lengths.median, lengths.p90, report.targets, report.tokens
+    ));
+    let cut = 100.0 * report.share_of_targets_lost();
+    output::note(&format!(
+        "{cut:.2} % of the trained tokens are cut; {} rows repeat an earlier one",
+        report.duplicates
+    ));
+    for warning in report.warnings() {
+        output::note(&format!("warning: {warning}"));
+    }
+    output::note("");
 }
 
 fn print(shown: &Shown) -> Result<()> {
     let cut = shown.ids.len() - shown.n_kept;
     output::line(&format!(
-        "line {}  {}  {} tokens, {} trained{}",
+        "line {}  {}  {} tokens, {} trained{}{}",
         shown.line,
         shown.format,
         shown.n_kept,
@@ -117,15 +147,35 @@ fn print(shown: &Shown) -> Result<()> {
             format!(", {cut} beyond the limit")
         } else {
             String::new()
-        }
+        },
+        control_tokens(shown)
     ))?;
-    let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let on_terminal = std::io::stdout().is_terminal();
+    let coloured = on_terminal && std::env::var_os("NO_COLOR").is_none();
     let marked: String = shown
         .spans
         .iter()
-        .map(|span| mark(&shown.text[span.bytes.clone()], span.kind, coloured))
+        .map(|span| {
+            let text = &shown.text[span.bytes.clone()];
+            if on_terminal {
+                mark(&output::visible(text), span.kind, coloured)
+            } else {
+                mark(text, span.kind, coloured)
+            }
+        })
         .collect();
     output::line(&format!("{marked}\n"))
+}
+
+/// Control tokens that stand inside messages, with the bytes at which they are.
+fn control_tokens(shown: &Shown) -> String {
+    let named = |range: &Range<usize>| format!("{:?} at byte {}", &shown.text[range.clone()], range.start);
+    let named: Vec<String> = shown.foreign.iter().map(named).collect();
+    if named.is_empty() {
+        String::new()
+    } else {
+        format!(", control tokens inside messages: {}", named.join(", "))
+    }
 }
 
 /// Green for trained, faint for what is cut off; brackets and braces without colours.

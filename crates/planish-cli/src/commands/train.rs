@@ -269,9 +269,18 @@ fn required<'a>(path: &'a Option<PathBuf>, flag: &str, key: &str) -> Result<&'a 
 fn warn_about(splits: &Splits) {
     let all: [Option<&Split>; 2] = [Some(&splits.train), splits.valid.as_ref()];
     for split in all.into_iter().flatten() {
+        output::note(&format!(
+            "{}: {}",
+            split.data.path().display(),
+            data::describe(&split.report)
+        ));
         for warning in split.report.warnings() {
             output::note(&format!("warning: {}: {warning}", split.data.path().display()));
         }
+    }
+    for file in &splits.unread {
+        let fix = "call it train, valid or test, or put its rows into one of them";
+        output::note(&format!("warning: {}: not read; {fix}", file.display()));
     }
     for leak in &splits.leaks {
         let (left, right) = (leak.left.display(), leak.right.display());

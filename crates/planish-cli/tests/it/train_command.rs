@@ -198,6 +198,33 @@ fn cli_data_show_marks_what_is_trained() {
 }
 
 #[test]
+fn cli_data_show_sums_up_and_fails_where_rows_are_faulty() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_folder(dir.path());
+    let rows = "{\"conversations\": [{\"from\": \"human\", \"value\": \"Hi\"}, {\"from\": \"gpt\", \"value\": \"Yes.\"}]}\n{\"text\": 3}\n";
+    std::fs::write(data.join("train.jsonl"), rows).unwrap();
+    std::fs::write(data.join("more.jsonl"), "{}\n").unwrap();
+    let ran = planish(&["data", "show", text(&data), "--model", text(&tiny_model())]);
+    assert_eq!(ran.code, Some(1));
+    let summary = "2 rows of format chat in the layout of ShareGPT";
+    assert!(
+        ran.stderr.contains(summary) && ran.stderr.contains("more.jsonl: not a split"),
+        "{}",
+        ran.stderr
+    );
+    assert!(
+        ran.stderr.contains("error: 1 of 2 rows are faulty; the first: "),
+        "{}",
+        ran.stderr
+    );
+    assert!(
+        ran.stdout.starts_with("line 1  chat") && ran.stdout.contains("train.jsonl:2:10: text:"),
+        "{}",
+        ran.stdout
+    );
+}
+
+#[test]
 fn cli_resume_at_4_equals_straight_8_and_a_finished_run_stays() {
     let dir = tempfile::tempdir().unwrap();
     let (model, data) = (tiny_model(), data_folder(dir.path()));

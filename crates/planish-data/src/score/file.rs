@@ -3,11 +3,9 @@
 use std::io::Write;
 use std::path::Path;
 
-use serde_json::{Map, Value};
-
 use super::{ScoreInput, score};
 use crate::error::{Error, Fault, Result, RowError, RowErrorKind};
-use crate::json;
+use crate::json::{self, Map, Number, Value};
 use crate::lines::Lines;
 use crate::provenance::{evidence_entropy, number};
 use crate::record::wrong_type;
@@ -77,7 +75,7 @@ pub fn score_file(input: &Path, out: &mut dyn Write, max_line_bytes: usize) -> R
     Ok(report)
 }
 
-fn score_row(mut row: Map<String, Value>, report: &mut ScoreReport) -> Result<Map<String, Value>, Fault> {
+fn score_row(mut row: Map, report: &mut ScoreReport) -> Result<Map, Fault> {
     if row.contains_key("auth_weight") && row.contains_key("prov_entropy") {
         report.kept += 1;
         return Ok(row);
@@ -140,14 +138,14 @@ fn score_row(mut row: Map<String, Value>, report: &mut ScoreReport) -> Result<Ma
             )
         }
     };
-    row.insert("auth_weight".into(), auth_weight.into());
-    row.insert("prov_entropy".into(), prov_entropy.into());
+    row.insert("auth_weight".into(), Value::Number(Number::Float(auth_weight)));
+    row.insert("prov_entropy".into(), Value::Number(Number::Float(prov_entropy)));
     row.insert("scoring".into(), label.into());
     Ok(row)
 }
 
 /// Everything that a row says, in order.
-fn text_of(row: &Map<String, Value>) -> Result<String, Fault> {
+fn text_of(row: &Map) -> Result<String, Fault> {
     let mut parts: Vec<&str> = Vec::new();
     for name in ["text", "prompt", "completion", "chosen", "messages"] {
         match row.get(name) {

@@ -3,9 +3,11 @@
 
 mod support;
 
+mod cases;
 mod corpus;
 mod looking;
 mod masking;
+mod parity;
 mod planning;
 mod reading;
 mod templates;

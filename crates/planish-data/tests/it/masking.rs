@@ -91,11 +91,12 @@ fn thinking_templates_rewrite_history_and_are_unrolled() {
         turn("user", "Which?"), turn("assistant", "<think>\nGrey.\n</think>\n\nA heron."),
     ]});
     let file = rows(&[row]);
-    let unroll = DataOptions {
-        on_prefix_violation: OnPrefixViolation::Unroll,
+    let unroll = DataOptions::default();
+    let refuse = DataOptions {
+        on_prefix_violation: OnPrefixViolation::Error,
         ..DataOptions::default()
     };
-    let error = Dataset::load(&file.path, &tokenizer, Some(&template), &DataOptions::default())
+    let error = Dataset::load(&file.path, &tokenizer, Some(&template), &refuse)
         .unwrap_err()
         .to_string();
     assert!(
@@ -153,24 +154,37 @@ fn a_template_that_closes_the_text_is_refused_or_unrolled() {
         ("user", "c"),
         ("assistant", "d"),
     ])]);
-    assert!(Dataset::load(&file.path, &tokenizer, Some(&template), &DataOptions::default()).is_err());
-    let unroll = DataOptions {
-        on_prefix_violation: OnPrefixViolation::Unroll,
+    let refuse = DataOptions {
+        on_prefix_violation: OnPrefixViolation::Error,
         ..DataOptions::default()
     };
+    assert!(Dataset::load(&file.path, &tokenizer, Some(&template), &refuse).is_err());
+    let unroll = DataOptions::default();
     assert_eq!(
         trained(&file, &template, &tokenizer, &unroll),
         ["b<|end|>\n<|endoftext|>", "d<|end|>\n<|endoftext|>"]
     );
 }
 
+/// The finished turn is written in another way than the prompt opens it: what both have is context.
 #[test]
-fn err_generation_prompt_that_no_turn_begins_with() {
+fn generation_prompt_that_no_turn_begins_with_is_shared_as_far_as_it_goes() {
     let tokenizer = tokenizer();
     let source = "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ ' says ' ~ m.content ~ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
     let template = ChatTemplate::from_source(source, "inline", &tokenizer, &TemplateOptions::default()).unwrap();
     let file = rows(&[chat(&[("user", "Hi"), ("assistant", "Yes.")])]);
-    // Unrolling does not help: the turn is not found in its own text.
+    assert_eq!(
+        trained(&file, &template, &tokenizer, &DataOptions::default()),
+        [" says Yes.<|im_end|>"]
+    );
+}
+
+#[test]
+fn err_generation_prompt_that_no_text_continues() {
+    let tokenizer = tokenizer();
+    let source = "{% if add_generation_prompt %}{{ messages|length }} go{% else %}{% for m in messages %}{{ m.content }}{% endfor %}{% endif %}";
+    let template = ChatTemplate::from_source(source, "inline", &tokenizer, &TemplateOptions::default()).unwrap();
+    let file = rows(&[chat(&[("user", "Hi"), ("assistant", "Yes.")])]);
     for on_prefix_violation in [OnPrefixViolation::Error, OnPrefixViolation::Unroll] {
         let options = DataOptions {
             on_prefix_violation,
@@ -179,7 +193,7 @@ fn err_generation_prompt_that_no_turn_begins_with() {
         let error = Dataset::load(&file.path, &tokenizer, Some(&template), &options)
             .unwrap_err()
             .to_string();
-        let expect = "turn 1: the prompt before this turn is not how the text with it begins; at byte 55 the one has \"|im_start|>assistant\\n\", the other";
+        let expect = "turn 1: the prompt before this turn is not how the text with it begins; at byte 0 the one has \"1 go\", the other";
         assert!(error.contains(expect), "{error}");
     }
 }

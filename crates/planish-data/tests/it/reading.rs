@@ -47,7 +47,7 @@ fn each_format_is_inferred_and_remapped() {
     };
     let (data, report) = load(&rows(&[json!({"question": "a", "answer": "b", "id": 7})]), &options).unwrap();
     assert_eq!(trained_text(&data, 0, &tokenizer()), "b<|im_end|>");
-    assert_eq!(report.ignored_fields, ["id"]);
+    assert_eq!(report.remarks[0].text, "nothing reads the field \"id\"");
 }
 
 #[test]
@@ -147,7 +147,10 @@ fn broken_files() -> Vec<(&'static str, Vec<u8>)> {
         ("messages is empty", "{\"messages\": []}\n".into()),
         ("message is a string", "{\"messages\": [\"a\"]}\n".into()),
         ("role is missing", chat_with("{\"content\": \"b\"}")),
-        ("role is unknown", chat_with("{\"role\": \"gpt\", \"content\": \"b\"}")),
+        (
+            "role is unknown",
+            chat_with("{\"role\": \"critic\", \"content\": \"b\"}"),
+        ),
         (
             "content is null",
             chat_with("{\"role\": \"assistant\", \"content\": null}"),
@@ -245,7 +248,7 @@ fn marks_and_line_ends_are_passed_over_and_counted() {
     let bytes = b"\xef\xbb\xbf{\"text\": \"one\"}\r\n\r\n{\"text\": \"two\"}\r\n   \n{\"text\": \"three\"}";
     let (data, report) = load(&file(bytes), &DataOptions::default()).unwrap();
     assert_eq!((report.rows, report.blank_lines, report.crlf_lines), (3, 2, 3));
-    assert!(report.byte_order_mark);
+    assert_eq!(report.byte_order_marks, 1);
     assert_eq!(
         data.examples().iter().map(|example| example.line).collect::<Vec<_>>(),
         [1, 3, 5]
@@ -444,6 +447,14 @@ fn duplicates_and_leaks_are_found_by_their_tokens() {
         strict: true,
         ..DataOptions::default()
     };
+    // Strict also means that nothing in a row is passed over.
+    let refused = load(&strict).unwrap_err().to_string();
+    assert!(
+        refused.contains("train.jsonl:3:1: nothing reads the field \"id\""),
+        "{refused}"
+    );
+    write("train.jsonl", &[row("a"), row("b"), row("a"), row("c")]);
+    write("valid.jsonl", &[row("d"), row("b")]);
     assert!(matches!(
         load(&strict),
         Err(Error::Leak {
