@@ -5,6 +5,7 @@
 
 mod batch;
 mod control;
+mod csv;
 mod dataset;
 mod encode;
 mod ends;

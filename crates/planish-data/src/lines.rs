@@ -1,10 +1,14 @@
-//! Reading a file line by line without ever holding more than one bounded line.
+//! Reading a file line by line without ever holding more than one bounded line. What gzip has compressed is unpacked on the
+//! way, and a record of a table (`.csv`, `.tsv`) is a line of JSON.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
+use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest, Sha256};
+
+use crate::csv::{self, Columns};
 
 /// One line of a file, without its line break.
 pub(crate) struct Line {
@@ -20,7 +24,9 @@ pub(crate) struct Line {
 
 /// The lines of a file, with what was met at their ends.
 pub(crate) struct Lines {
-    reader: BufReader<File>,
+    reader: Box<dyn BufRead + Send>,
+    /// The separator of a table, and its columns once they are read.
+    table: Option<(char, Option<Columns>)>,
     limit: usize,
     number: usize,
     digest: Sha256,
@@ -30,6 +36,7 @@ pub(crate) struct Lines {
     pub(crate) crlf: usize,
 }
 
+const CHUNK: usize = 1 << 16;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 impl Lines {
@@ -41,8 +48,15 @@ impl Lines {
                 "expected a file, found a directory",
             ));
         }
+        let mut file = BufReader::with_capacity(CHUNK, file);
+        let is_gzip = file.fill_buf()?.starts_with(&[0x1f, 0x8b]);
         Ok(Self {
-            reader: BufReader::with_capacity(1 << 16, file),
+            reader: if is_gzip {
+                Box::new(BufReader::with_capacity(CHUNK, MultiGzDecoder::new(file)))
+            } else {
+                Box::new(file)
+            },
+            table: separator(path).map(|separator| (separator, None)),
             limit,
             number: 0,
             digest: Sha256::new(),
@@ -53,6 +67,46 @@ impl Lines {
 
     /// The next line, or nothing at the end.
     pub(crate) fn next_line(&mut self) -> io::Result<Option<Line>> {
+        if self.table.is_none() {
+            return self.raw_line();
+        }
+        let Some(mut line) = self.record()? else {
+            return Ok(None);
+        };
+        let Some((separator, columns)) = &mut self.table else {
+            return Ok(Some(line));
+        };
+        let Ok(text) = std::str::from_utf8(&line.bytes) else {
+            return Ok(Some(line));
+        };
+        let Some(columns) = columns else {
+            *columns = Some(Columns::new(text, *separator));
+            // The header is a line without a row.
+            line.bytes.clear();
+            return Ok(Some(line));
+        };
+        if !text.trim().is_empty() && !line.too_long {
+            line.bytes = columns.json_line(text).into_bytes();
+        }
+        Ok(Some(line))
+    }
+
+    /// A record of a table: a line, and more where its quotes go on.
+    fn record(&mut self) -> io::Result<Option<Line>> {
+        let Some(mut line) = self.raw_line()? else {
+            return Ok(None);
+        };
+        while !csv::is_complete(&line.bytes) && !line.too_long {
+            let Some(more) = self.raw_line()? else { break };
+            line.bytes.push(b'\n');
+            line.bytes.extend(more.bytes);
+            line.too_long = more.too_long || line.bytes.len() > self.limit;
+            line.terminated = more.terminated;
+        }
+        Ok(Some(line))
+    }
+
+    fn raw_line(&mut self) -> io::Result<Option<Line>> {
         let mut line = Line {
             number: self.number + 1,
             bytes: Vec::new(),
@@ -98,6 +152,16 @@ impl Lines {
             line.bytes.pop();
             self.crlf += 1;
         }
+    }
+}
+
+/// What separates the cells of a table, by the name of its file.
+fn separator(path: &Path) -> Option<char> {
+    let name = path.file_name()?.to_str()?.to_lowercase();
+    match name.strip_suffix(".gz").unwrap_or(&name).rsplit_once('.')?.1 {
+        "csv" => Some(','),
+        "tsv" => Some('\t'),
+        _ => None,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::tokenizer::Tokenizer;
 
 /// The splits of a data directory.
 ///
-/// `train.jsonl` must be there; `valid.jsonl` (or `validation`, `val`, `eval`, `dev`) and `test.jsonl` may be. A path to a file is its training
+/// `train.jsonl` (or `.csv`, `.tsv`, each perhaps with `.gz`) must be there; `valid.jsonl` (or `validation`, `val`, `eval`, `dev`) and `test.jsonl` may be. A path to a file is its training
 /// split. Rows of two splits that render to the same tokens are counted in [`leaks`](Self::leaks), and refused with
 /// [`DataOptions::strict`].
 ///
@@ -108,12 +108,17 @@ pub struct SplitFiles {
     pub unread: Vec<PathBuf>,
 }
 
+/// Ends of the names of files of rows; the first that is there is read.
+const ENDS: [&str; 6] = ["jsonl", "jsonl.gz", "csv", "csv.gz", "tsv", "tsv.gz"];
 const VALIDATION: [&str; 5] = ["valid", "validation", "val", "eval", "dev"];
 
 impl SplitFiles {
     /// Looks for the splits of a directory.
     pub fn find(dir: &Path) -> Result<Self> {
-        let file = |stem: &str| Some(dir.join(format!("{stem}.jsonl"))).filter(|path| path.is_file());
+        let file = |stem: &str| {
+            let paths = ENDS.into_iter().map(|end| dir.join(format!("{stem}.{end}")));
+            paths.into_iter().find(|path| path.is_file())
+        };
         let mut valid = VALIDATION.into_iter().filter_map(file);
         let (first, second) = (valid.next(), valid.next());
         if let (Some(first), Some(second)) = (&first, &second) {
@@ -136,7 +141,9 @@ impl SplitFiles {
 
     /// Files that look like rows and are no split.
     fn others(&self, dir: &Path) -> Result<Vec<PathBuf>> {
-        const ROWS: [&str; 7] = ["jsonl", "json", "ndjson", "csv", "parquet", "arrow", "txt"];
+        const ROWS: [&str; 10] = [
+            "jsonl", "json", "ndjson", "csv", "tsv", "parquet", "arrow", "txt", "gz", "zst",
+        ];
         let io = |error| Error::io(dir, error);
         let mut others = Vec::new();
         for entry in std::fs::read_dir(dir).map_err(io)? {

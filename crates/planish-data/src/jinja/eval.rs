@@ -340,8 +340,7 @@ impl Interpreter {
             Kind::Concat(parts) => {
                 let mut text = String::new();
                 for part in parts {
-                    text.push_str(&python::text(&self.eval(part, scope)?)?);
-                    meter::room(text.len())?;
+                    write(&mut text, &python::text(&self.eval(part, scope)?)?)?;
                 }
                 Ok(Value::text(text))
             }
@@ -571,7 +570,7 @@ impl Interpreter {
 }
 
 fn write(out: &mut String, text: &str) -> Result<()> {
-    meter::room(out.len().saturating_add(text.len()))?;
+    meter::grown(out.len().saturating_add(text.len()), text.len())?;
     out.push_str(text);
     Ok(())
 }

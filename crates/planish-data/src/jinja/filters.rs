@@ -473,8 +473,9 @@ fn join(value: &Value, separator: &str, attribute: &Option<Value>) -> Result<Val
             Some(attribute) => path(&item, attribute)?,
         };
         let text = python::text(&item)?;
-        length = length.saturating_add(text.len() + separator.len());
-        meter::room(length)?;
+        let more = text.len() + separator.len();
+        length = length.saturating_add(more);
+        meter::grown(length, more)?;
         parts.push(text);
     }
     Value::new_text(parts.join(separator))

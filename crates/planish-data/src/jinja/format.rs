@@ -62,7 +62,8 @@ pub(super) fn percent(format: &str, arguments: &Value) -> Result<String> {
             Some(value) => value,
             None => next()?,
         };
-        meter::room(out.len() + spec.width + spec.precision.unwrap_or(0))?;
+        let more = spec.width.saturating_add(spec.precision.unwrap_or(0));
+        meter::grown(out.len().saturating_add(more), more)?;
         out.push_str(&percent_one(kind, &value, spec)?);
     }
     out.push_str(rest);
@@ -191,8 +192,9 @@ pub(super) fn braces(format: &str, positional: &[Value], keywords: &[(super::ast
         } else {
             spec.into()
         };
-        out.push_str(&formatted(&value, &spec)?);
-        meter::room(out.len())?;
+        let filled = formatted(&value, &spec)?;
+        meter::grown(out.len() + filled.len(), filled.len())?;
+        out.push_str(&filled);
     }
     out.push_str(rest);
     Ok(out)

@@ -16,7 +16,7 @@ pub(super) const TOO_MUCH_WORK: &str = "the template takes too much work: does i
 const TOO_MUCH_MEMORY: &str = "the template takes too much memory: does a value double?";
 
 /// Steps of one rendering: thousands of messages need a hundredth of it.
-const MAX_STEPS: u64 = 4_000_000;
+const MAX_STEPS: u64 = 2_000_000;
 /// Bytes that one rendering may hold beside its input, and per byte of input.
 const MAX_BYTES: usize = 32 << 20;
 const MAX_BYTES_PER_INPUT_BYTE: usize = 8;
@@ -39,10 +39,15 @@ pub(super) fn steps(n: usize) -> Result<(), String> {
 
 /// Asks for `bytes` more, and counts the work of writing them.
 pub(super) fn room(bytes: usize) -> Result<(), String> {
-    if HELD.get().saturating_add(bytes) > LIMIT.get() {
+    grown(bytes, bytes)
+}
+
+/// Asks for a text of `total` bytes, of which `new` ones are written now.
+pub(super) fn grown(total: usize, new: usize) -> Result<(), String> {
+    if HELD.get().saturating_add(total) > LIMIT.get() {
         return Err(TOO_MUCH_MEMORY.into());
     }
-    steps(bytes / BYTES_PER_STEP + 1)
+    steps(new / BYTES_PER_STEP + 1)
 }
 
 /// Bytes that live values of this thread hold.

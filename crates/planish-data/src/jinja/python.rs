@@ -50,13 +50,16 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<()> {
     if depth > MAX_DEPTH {
         return Err(format!("a value is nested more than {MAX_DEPTH} deep"));
     }
-    meter::room(out.len())?;
+    meter::grown(out.len(), 0)?;
     match value {
         Value::Undefined(_) => out.push_str("Undefined"),
         Value::None => out.push_str("None"),
         Value::Bool(true) => out.push_str("True"),
         Value::Bool(false) => out.push_str("False"),
-        Value::Text(text) => quote(out, text),
+        Value::Text(text) => {
+            meter::grown(out.len() + text.len(), text.len())?;
+            quote(out, text);
+        }
         Value::Seq(seq) => {
             let (open, close) = match seq.kind {
                 SeqKind::List => ("[", "]"),
@@ -123,7 +126,7 @@ fn write_pairs<'a>(out: &mut String, pairs: impl Iterator<Item = (&'a Value, &'a
 }
 
 fn write_json(out: &mut String, value: &Value, style: &JsonStyle, depth: usize) -> Result<()> {
-    meter::room(out.len())?;
+    meter::grown(out.len(), 0)?;
     match value {
         Value::None => out.push_str("null"),
         Value::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
@@ -131,7 +134,10 @@ fn write_json(out: &mut String, value: &Value, style: &JsonStyle, depth: usize) 
         Value::Float(float) if float.is_nan() => out.push_str("NaN"),
         Value::Float(float) if float.is_infinite() => out.push_str(if *float > 0.0 { "Infinity" } else { "-Infinity" }),
         Value::Float(_) => out.push_str(&number(value)),
-        Value::Text(text) => json_string(out, text, style),
+        Value::Text(text) => {
+            meter::grown(out.len() + text.len(), text.len())?;
+            json_string(out, text, style);
+        }
         Value::Seq(seq) if matches!(seq.kind, SeqKind::List | SeqKind::Tuple) => {
             write_items(out, seq.items().len(), ('[', ']'), style, depth, |out, index| {
                 write_json(out, &seq.items()[index], style, depth + 1)

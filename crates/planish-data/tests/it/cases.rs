@@ -241,6 +241,33 @@ fn validation_file_has_many_names() {
 }
 
 #[test]
+fn tables_and_compressed_files_are_rows() {
+    use std::io::Write as _;
+    let case = Case::new("alpaca");
+    let dir = tempfile::tempdir().unwrap();
+    let table = "instruction,input,output\r\n\"Say, \"\"hi\"\"\",,hi\r\n\"Add the\nnumbers.\",2 3,5\r\n";
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&std::fs::read(case.dir.join("train.jsonl")).unwrap())
+        .unwrap();
+    std::fs::write(dir.path().join("train.csv"), table).unwrap();
+    std::fs::write(dir.path().join("valid.jsonl.gz"), gzip.finish().unwrap()).unwrap();
+    let splits = Splits::load(dir.path(), &case.tokenizer, case.template.as_ref(), &case.options).unwrap();
+    assert_eq!((splits.train.report.rows, splits.valid.unwrap().report.rows), (2, 2));
+    let case = Case {
+        dir: dir.path().into(),
+        ..case
+    };
+    assert_eq!(case.trained("train.csv"), ["hi<|im_end|>", "5<|im_end|>"]);
+    let texts: Vec<String> = case.shown("train.csv").into_iter().map(|shown| shown.text).collect();
+    assert!(
+        texts[0].contains("user\nSay, \"hi\"<|im_end|>") && texts[1].contains("Add the\nnumbers.\n2 3"),
+        "{texts:?}"
+    );
+    std::fs::write(dir.path().join("cut.jsonl.gz"), [0x1f, 0x8b, 8, 0]).unwrap();
+    assert!(matches!(case.load("cut.jsonl.gz"), Err(Error::Io { .. })));
+}
+
+#[test]
 fn marks_of_byte_order_inside_are_counted() {
     let case = Case::new("byte-order-mark-inside");
     assert_eq!(case.trained("train.jsonl").len(), 2);

@@ -58,6 +58,8 @@ fn parity_transformers_chat_templates() {
     );
 }
 
+/// Prints what is equal and what differs on purpose.
+#[allow(clippy::print_stdout)]
 fn report(found: &BTreeMap<(String, &str, Verdict), Vec<String>>) -> Vec<String> {
     let mut failures = Vec::new();
     for ((family, what, verdict), conversations) in found {

@@ -94,6 +94,25 @@ fn err_names_the_line_of_the_template() {
     assert_eq!(shown, "inline:1: x");
 }
 
+/// Work is counted by what is written, so that a long conversation with large tools is no more than its length.
+#[test]
+fn long_conversations_and_large_tools_render() {
+    let source = "{% for t in tools %}{{ t|tojson }}{{ t }}{{ '%s' % t }}{% endfor %}{% for m in messages %}{{ '<' ~ m.role ~ '>' }}{{ m.content }}{% endfor %}";
+    let properties: Value = (0..400)
+        .map(|i| (format!("p{i}"), json!({"type": "string", "n": i})))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    let tools: Vec<Value> = (0..40)
+        .map(|_| json!({"name": "f", "parameters": properties}))
+        .collect();
+    let messages: Vec<Value> = (0..5000).map(|_| turn("user", &"word ".repeat(40))).collect();
+    let text = compile(source)
+        .unwrap()
+        .render(&json!(messages), Some(&json!(tools)), false)
+        .unwrap();
+    assert!(text.len() > 2_000_000);
+}
+
 #[test]
 fn the_source_is_the_file_then_the_jinja_file_then_the_configuration() {
     let dir = tempfile::tempdir().unwrap();
