@@ -34,7 +34,7 @@ pub(crate) struct FusedLogits {
 impl FusedLogits {
     /// Computes the logits of base and adapter. Without texts, eight of our own; without a tokenizer, arbitrary tokens.
     pub(crate) fn of_adapter(model_dir: &Path, adapter_dir: &Path, force: bool, texts: &[String]) -> Result<Self> {
-        let vocab_size = ModelConfig::from_file(&model_dir.join("config.json"))?.vocab_size;
+        let vocab_size = ModelConfig::from_file(&model_dir.join("config.json"))?.arch.vocab_size;
         let prompts = prompts(model_dir, texts, vocab_size)?;
         let (mut model, _) = Model::load(model_dir, &LoadOptions::with_kernels(Kernels::Composed))?;
         let base = BaseModel::open(model_dir)?;

@@ -22,7 +22,7 @@ pub fn model_config(bytes: &[u8]) {
         return;
     };
     // The file may claim more layers than memory could list; a loader compares with the tensors that are there first.
-    if config.n_layers <= 64 {
+    if config.arch.layers.len() <= 64 {
         assert!(config.expected_tensors().len() > config.block_linear_layers().len());
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     graph::Decoder,
     layout::{companion_files, plan_anemll, plan_monolith},
     package::{PackageReport, PlannedPackage},
+    plain::Plain,
     reference::{Activations, forward},
     settings::{ExportOptions, Layout, MAX_PACKAGE_BYTES, Settings},
     verify,
@@ -61,7 +62,8 @@ pub struct ExportReport {
 /// own. Memory is bounded by a few pieces of one tensor; equal input gives equal bytes; on an error nothing is left.
 ///
 /// # Errors
-/// [`Error::Config`] for a model of another kind (a mixture of experts, say); [`Error::Tensors`] for missing, unexpected
+/// [`Error::Config`] for a model that planish does not read; [`Error::Unsupported`] for one with parts that a package cannot
+/// have; [`Error::Tensors`] for missing, unexpected
 /// or misshapen tensors; [`Error::Option`] for settings that do not fit; [`Error::NotFinite`] and [`Error::Fp16Range`] for
 /// weights that fp16 cannot hold; [`Error::ActivationRange`] where the calibration text leaves fp16; [`Error::OutputExists`]; [`Error::NoSpace`]; [`Error::Io`].
 pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportOptions) -> Result<ExportReport> {
@@ -76,7 +78,8 @@ pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportO
         });
     }
     check_destination(out, options)?;
-    let (settings, mut warnings) = Settings::new(&config, options)?;
+    let plain = Plain::of(&config)?;
+    let (settings, mut warnings) = Settings::new(&plain, options)?;
     let store = TensorStore::open(model)?;
     warnings.extend(check_tensors(&store, &config)?);
     check_adapter(&adapter, &config, options)?;
@@ -101,11 +104,11 @@ pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportO
         ));
     }
     let decoder = Decoder {
-        config: &config,
+        model: &plain,
         context: settings.context,
         head_parts: settings.head_parts,
         format: options.weights,
-        epsilon: config.rms_norm_eps.max(options.min_epsilon),
+        min_epsilon: options.min_epsilon,
         kept: options.keep_adapter.as_deref().map(|name| (name, &kept.lora)),
     };
     let planned = match settings.layout {
@@ -226,7 +229,7 @@ fn judge(
     options: &ExportOptions,
     path: &Path,
 ) -> Result<CheckReport> {
-    let head_rows = config.vocab_size / settings.head_parts;
+    let head_rows = config.arch.vocab_size / settings.head_parts;
     let stored = StoredRows {
         source,
         format: options.weights,
@@ -268,7 +271,7 @@ fn check_destination(out: &Path, options: &ExportOptions) -> Result<()> {
 /// Every tensor that the configuration asks for, in its shape; nothing else but what other tools leave behind.
 fn check_tensors(store: &TensorStore, config: &ModelConfig) -> Result<Vec<String>> {
     let mut allow_unexpected = vec!["*.rotary_emb.inv_freq".to_owned()];
-    if config.tie_word_embeddings {
+    if config.arch.head.is_tied {
         allow_unexpected.push("lm_head.weight".into());
     }
     let rules = LoadRules {
@@ -292,8 +295,8 @@ fn check_adapter(adapter: &AdapterDelta, config: &ModelConfig, options: &ExportO
             found,
             expected: expected.into(),
         };
-        let head =
-            (module == "lm_head" && !config.tie_word_embeddings).then_some([config.vocab_size, config.hidden_size]);
+        let arch = &config.arch;
+        let head = (*module == arch.head_path() && !arch.head.is_tied).then_some([arch.vocab_size, arch.hidden_size]);
         let linear = linears
             .iter()
             .find(|l| l.path == *module)

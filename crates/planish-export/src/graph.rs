@@ -8,24 +8,25 @@ use std::ops::Range;
 
 use coreml_mil::{DType, Error, FunctionBuilder, Result, State, Tensor, TensorType};
 use half::f16;
-use planish_core::model_config::ModelConfig;
+use planish_core::arch::{Linear, LinearSpec, Norm};
 
 use crate::{
+    plain::Plain,
     rope::rope_tables,
     weights::{Encoded, LoraDelta, WeightFormat, WeightPlan},
 };
 
 /// What all functions of an export have in common.
 pub(crate) struct Decoder<'a> {
-    pub(crate) config: &'a ModelConfig,
+    pub(crate) model: &'a Plain<'a>,
     /// Positions that the cache holds.
     pub(crate) context: usize,
     /// Parts of the head; divides the vocabulary.
     pub(crate) head_parts: usize,
     /// Form of the linear layers; that of the head follows from it.
     pub(crate) format: WeightFormat,
-    /// Epsilon of every norm.
-    pub(crate) epsilon: f32,
+    /// Epsilon of every norm, at least.
+    pub(crate) min_epsilon: f32,
     /// Low-rank updates kept beside the base weights: `(name of the adapter, its layers)`.
     pub(crate) kept: Option<(&'a str, &'a std::collections::BTreeMap<String, LoraDelta>)>,
 }
@@ -50,15 +51,19 @@ pub(crate) struct Context {
 impl Decoder<'_> {
     /// Type of the cache, `[2·layers, kv, ctx, hd]`: keys of layer i in row i, values in row layers + i.
     pub(crate) fn cache_type(&self) -> TensorType {
-        let c = self.config;
-        TensorType::new(DType::F16, &[2 * c.n_layers, c.n_kv_heads, self.context, c.head_dim])
+        let c = self.model;
+        TensorType::new(
+            DType::F16,
+            &[2 * c.layers.len(), c.n_kv_heads, self.context, c.head_dim],
+        )
     }
 
     /// Rows of the embedding, `[.., d]`.
     pub(crate) fn embed(&self, b: &mut FunctionBuilder, plan: &mut WeightPlan, ids: &Tensor) -> Result<Tensor> {
         b.scope("embed_tokens_");
-        let (v, d) = (self.config.vocab_size, self.config.hidden_size);
-        let table = b.blob(&plan.dense("model.embed_tokens.weight", 0..v, &[v, d])?)?;
+        let arch = self.model.arch;
+        let (v, d) = (arch.vocab_size, arch.hidden_size);
+        let table = b.blob(&plan.dense(&format!("{}.weight", arch.embedding_path()), 0..v, &[v, d])?)?;
         b.gather(&table, ids)
     }
 
@@ -76,7 +81,7 @@ impl Decoder<'_> {
         let [cos, sin] = self.rotary(b, plan, positions)?;
         b.scope("mask_");
         // Query heads that share a key head become rows of one matrix, so the mask is repeated, not the cache.
-        let ratio = self.config.n_queries_per_kv();
+        let ratio = self.model.n_queries_per_kv();
         let mask = if ratio > 1 {
             b.tile(mask, &[1, 1, ratio, 1])?
         } else {
@@ -104,7 +109,7 @@ impl Decoder<'_> {
             let rest = |v: f32| f16::from_f32(v - f16::from_f32(v).to_f32());
             let rest = self.rotary_rows(b, plan, positions, &format!("{label} rest"), sine, rest)?;
             let rows = b.add(&main, &rest)?; // [t, hd]
-            b.reshape(&rows, &[1, 1, positions.shape()[0], self.config.head_dim])
+            b.reshape(&rows, &[1, 1, positions.shape()[0], self.model.head_dim])
         };
         Ok([table("rotary cos", false)?, table("rotary sin", true)?])
     }
@@ -119,10 +124,10 @@ impl Decoder<'_> {
         part: impl Fn(f32) -> f16,
     ) -> Result<Tensor> {
         let values = || {
-            let (cos, sin) = rope_tables(self.config, self.context);
+            let (cos, sin) = rope_tables(self.model.rope, self.context);
             (if sine { sin } else { cos }).into_iter().map(part).collect()
         };
-        let table = b.blob(&plan.table(label, values, &[self.context, self.config.head_dim])?)?;
+        let table = b.blob(&plan.table(label, values, &[self.context, self.model.head_dim])?)?;
         b.gather(&table, positions)
     }
 
@@ -163,30 +168,30 @@ impl Decoder<'_> {
         cache: &Cache,
         layer_idx: usize,
     ) -> Result<(Tensor, Tensor, Tensor)> {
-        let c = self.config;
+        let (c, layer) = (self.model, &self.model.layers[layer_idx]);
         let (tokens, hd) = (x.shape()[1], c.head_dim);
-        let path = format!("model.layers.{layer_idx}");
         b.scope(format!("layers_{layer_idx}_attention_"));
-        let normed = self.norm(b, plan, x, &format!("{path}.input_layernorm.weight"))?;
+        let normed = self.norm(b, plan, x, layer.mixer_norm, &layer.path)?;
         let normed = to_channels(b, &normed)?; // [1, d, 1, t]
         let (h, kv) = (c.n_heads, c.n_kv_heads);
-        let mut project = |b: &mut FunctionBuilder, name: &str, heads: usize, normed_heads: bool| -> Result<Tensor> {
-            let module = format!("{path}.self_attn.{name}_proj");
-            let y = self.linear(b, plan, &normed, &module, heads * hd, c.attention_qkv_bias)?;
-            let y = b.reshape(&y, &[1, heads, hd, tokens])?;
-            let y = b.transpose(&y, &[0, 1, 3, 2])?; // [1, heads, t, hd]
-            if !normed_heads {
-                return Ok(y);
-            }
-            self.norm(b, plan, &y, &format!("{path}.self_attn.{name}_norm.weight"))
-        };
-        let q = project(b, "q", h, c.qk_norm)?;
-        let k = project(b, "k", kv, c.qk_norm)?;
-        let new_v = project(b, "v", kv, false)?;
+        let mut project =
+            |b: &mut FunctionBuilder, linear: &Linear, heads: usize, norm: Option<&Norm>| -> Result<Tensor> {
+                let y = self.linear(b, plan, &normed, &linear.at(&layer.path))?;
+                let y = b.reshape(&y, &[1, heads, hd, tokens])?;
+                let y = b.transpose(&y, &[0, 1, 3, 2])?; // [1, heads, t, hd]
+                match norm {
+                    Some(norm) => self.norm(b, plan, &y, norm, &layer.path),
+                    None => Ok(y),
+                }
+            };
+        let norms = layer.attention.qk_norm.as_ref();
+        let q = project(b, layer.query, h, norms.map(|norms| &norms.query))?;
+        let k = project(b, layer.key, kv, norms.map(|norms| &norms.key))?;
+        let new_v = project(b, layer.value, kv, None)?;
         let q = rotate(b, &q, context)?;
         let new_k = rotate(b, &k, context)?;
         let (k, v) = self.remember(b, context, cache, layer_idx, &new_k, &new_v)?; // [1, kv, ctx (+ t), hd]
-        let q = b.scale(&q, 1.0 / (hd as f32).sqrt())?;
+        let q = b.scale(&q, layer.attention.scale)?;
         let q = b.reshape(&q, &[1, kv, h / kv * tokens, hd])?;
         let scores = b.matmul(&q, &k, true)?;
         let scores = b.add(&scores, &context.mask)?;
@@ -195,62 +200,46 @@ impl Decoder<'_> {
         let y = b.reshape(&y, &[1, h, tokens, hd])?;
         let y = b.transpose(&y, &[0, 1, 3, 2])?;
         let y = b.reshape(&y, &[1, h * hd, 1, tokens])?;
-        let module = format!("{path}.self_attn.o_proj");
-        let y = self.linear(b, plan, &y, &module, c.hidden_size, c.attention_output_bias)?;
+        let y = self.linear(b, plan, &y, &layer.attention.output.at(&layer.path))?;
         Ok((to_tokens(b, &y)?, new_k, new_v))
     }
 
     fn mlp(&self, b: &mut FunctionBuilder, plan: &mut WeightPlan, x: &Tensor, layer_idx: usize) -> Result<Tensor> {
-        let c = self.config;
-        let path = format!("model.layers.{layer_idx}");
+        let layer = &self.model.layers[layer_idx];
         b.scope(format!("layers_{layer_idx}_mlp_"));
-        let y = self.norm(b, plan, x, &format!("{path}.post_attention_layernorm.weight"))?;
+        let y = self.norm(b, plan, x, layer.feed_forward_norm, &layer.path)?;
         let y = to_channels(b, &y)?;
-        let gate = self.linear(
-            b,
-            plan,
-            &y,
-            &format!("{path}.mlp.gate_proj"),
-            c.intermediate_size,
-            c.mlp_bias,
-        )?;
+        let gate = self.linear(b, plan, &y, &layer.gate.at(&layer.path))?;
         let gate = b.silu(&gate)?;
-        let up = self.linear(
-            b,
-            plan,
-            &y,
-            &format!("{path}.mlp.up_proj"),
-            c.intermediate_size,
-            c.mlp_bias,
-        )?;
+        let up = self.linear(b, plan, &y, &layer.up.at(&layer.path))?;
         let y = b.mul(&gate, &up)?;
-        let y = self.linear(b, plan, &y, &format!("{path}.mlp.down_proj"), c.hidden_size, c.mlp_bias)?;
+        let y = self.linear(b, plan, &y, &layer.down.at(&layer.path))?;
         to_tokens(b, &y)
     }
 
     /// Final norm of `x [1, t, d]`.
     pub(crate) fn final_norm(&self, b: &mut FunctionBuilder, plan: &mut WeightPlan, x: &Tensor) -> Result<Tensor> {
         b.scope("final_");
-        self.norm(b, plan, x, "model.norm.weight")
+        self.norm(b, plan, x, &self.model.arch.norm, "")
     }
 
     /// The head on `x [1, t, d]`, as parts `[1, t, v / parts]` in the order of token ids.
     pub(crate) fn logits(&self, b: &mut FunctionBuilder, plan: &mut WeightPlan, x: &Tensor) -> Result<Vec<Tensor>> {
-        let c = self.config;
+        let arch = self.model.arch;
         b.scope("lm_head_");
-        let tensor = if c.tie_word_embeddings {
-            "model.embed_tokens.weight"
-        } else {
-            "lm_head.weight"
+        let module = match arch.head.is_tied {
+            true => arch.embedding_path(),
+            false => arch.head_path(),
         };
-        let rows = c.vocab_size / self.head_parts;
+        let tensor = format!("{module}.weight");
+        let rows = arch.vocab_size / self.head_parts;
         let x = to_channels(b, x)?;
         (0..self.head_parts)
             .map(|part| {
                 let weight = plan.conv(
-                    tensor,
+                    &tensor,
                     part * rows..(part + 1) * rows,
-                    c.hidden_size,
+                    arch.hidden_size,
                     self.format.of_head(),
                 )?;
                 let weight = weight_tensor(b, &weight)?;
@@ -262,14 +251,22 @@ impl Decoder<'_> {
 
     /// RMSNorm over the last axis, as a layer norm of `[x, −x]`: the mean of that is zero, so its variance is the mean
     /// square, and no square of an fp16 number is formed in the graph.
-    fn norm(&self, b: &mut FunctionBuilder, plan: &mut WeightPlan, x: &Tensor, gain: &str) -> Result<Tensor> {
+    fn norm(
+        &self,
+        b: &mut FunctionBuilder,
+        plan: &mut WeightPlan,
+        x: &Tensor,
+        norm: &Norm,
+        path: &str,
+    ) -> Result<Tensor> {
         let shape = x.shape();
         let width = shape[shape.len() - 1];
         let negative = b.scale(x, -1.0)?;
         let mirrored = b.concat(&[x, &negative], -1)?;
-        let normed = b.layer_norm(&mirrored, self.epsilon)?;
+        let normed = b.layer_norm(&mirrored, norm.eps.max(self.min_epsilon))?;
         let normed = b.slice(&normed, &vec![0; shape.len()], &shape)?;
-        let gain = b.blob(&plan.dense(gain, 0..width, &[width])?)?;
+        let gain = format!("{}.weight", norm.at(path));
+        let gain = b.blob(&plan.dense(&gain, 0..width, &[width])?)?;
         b.mul(&normed, &gain)
     }
 
@@ -279,17 +276,14 @@ impl Decoder<'_> {
         b: &mut FunctionBuilder,
         plan: &mut WeightPlan,
         x: &Tensor,
-        module: &str,
-        output_dims: usize,
-        has_bias: bool,
+        linear: &LinearSpec,
     ) -> Result<Tensor> {
-        let input_dims = x.shape()[1];
-        let weight = plan.conv(&format!("{module}.weight"), 0..output_dims, input_dims, self.format)?;
+        let (module, rows) = (linear.path.as_str(), linear.output_dims);
+        let weight = plan.conv(&format!("{module}.weight"), 0..rows, linear.input_dims, self.format)?;
         let weight = weight_tensor(b, &weight)?;
-        let bias = if has_bias {
-            Some(b.blob(&plan.dense(&format!("{module}.bias"), 0..output_dims, &[output_dims])?)?)
-        } else {
-            None
+        let bias = match linear.has_bias {
+            true => Some(b.blob(&plan.dense(&format!("{module}.bias"), 0..rows, &[rows])?)?),
+            false => None,
         };
         let y = b.conv(x, &weight, bias.as_ref())?;
         match self
@@ -311,7 +305,7 @@ impl Decoder<'_> {
         new_k: &Tensor,
         new_v: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
-        let rows = [(layer_idx, new_k), (self.config.n_layers + layer_idx, new_v)];
+        let rows = [(layer_idx, new_k), (self.model.layers.len() + layer_idx, new_v)];
         let [k, v] = match cache {
             Cache::State { state, .. } => {
                 for (row, new) in rows {
@@ -339,9 +333,9 @@ impl Decoder<'_> {
         let (from, to) = context.span.as_ref().ok_or_else(|| Error::Internal {
             problem: "a state without a position".into(),
         })?;
-        let (zero, hd) = (b.vector(&[0])?, b.vector(&[self.config.head_dim as i32])?);
+        let (zero, hd) = (b.vector(&[0])?, b.vector(&[self.model.head_dim as i32])?);
         let first = b.vector(&[row as i32, 0])?;
-        let last = b.vector(&[row as i32 + 1, self.config.n_kv_heads as i32])?;
+        let last = b.vector(&[row as i32 + 1, self.model.n_kv_heads as i32])?;
         let begin = b.concat(&[&first, from, &zero], 0)?;
         let end = b.concat(&[&last, to, &hd], 0)?;
         let before = b.read_state(state)?;
@@ -351,7 +345,7 @@ impl Decoder<'_> {
 
     /// One row `[1, kv, ctx, hd]` of the cache.
     fn cache_row(&self, b: &mut FunctionBuilder, cache: &Tensor, row: usize) -> Result<Tensor> {
-        let c = self.config;
+        let c = self.model;
         b.slice(
             cache,
             &[row, 0, 0, 0],

@@ -12,6 +12,7 @@ mod export;
 mod graph;
 mod layout;
 mod package;
+mod plain;
 pub mod reference;
 mod rope;
 mod settings;

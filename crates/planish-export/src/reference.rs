@@ -6,10 +6,16 @@
 use std::collections::BTreeMap;
 
 use ndarray::{Array1, Array2, ArrayView2, Axis, Zip, s};
+use planish_core::arch::{LinearSpec, Norm};
 use planish_core::model_config::ModelConfig;
 use rayon::prelude::*;
 
-use crate::{Error, Result, rope::rope_tables, weights::Rows};
+use crate::{
+    Error, Result,
+    plain::{Plain, PlainLayer},
+    rope::rope_tables,
+    weights::Rows,
+};
 
 const BLOCK_ELEMENTS: usize = 1 << 19;
 
@@ -25,25 +31,25 @@ pub struct Activations {
 /// Logits of token sequences, `[total tokens, vocab]`, one sequence after the other, each from position 0.
 ///
 /// # Errors
-/// [`Error::Option`] for a token outside the vocabulary; errors of the weights ([`Rows::rows`]).
+/// [`Error::Unsupported`] for an architecture that is not exported; [`Error::Option`] for a token outside the vocabulary; errors of the weights ([`Rows::rows`]).
 pub fn forward(
     config: &ModelConfig,
     source: &dyn Rows,
     sequences: &[&[u32]],
     mut seen: Option<&mut Activations>,
 ) -> Result<Array2<f32>> {
-    let pass = Pass::new(config, source, sequences);
+    let model = Plain::of(config)?;
+    let pass = Pass::new(&model, source, sequences);
     let mut x = pass.embed(sequences)?;
-    for layer_idx in 0..config.n_layers {
-        let path = format!("model.layers.{layer_idx}");
-        let attended = pass.attention(&path, &x, &mut seen)?;
+    for (layer_idx, layer) in model.layers.iter().enumerate() {
+        let attended = pass.attention(layer, &x, &mut seen)?;
         x += &attended;
-        let mlp = pass.mlp(&path, &x, &mut seen)?;
+        let mlp = pass.mlp(layer, &x, &mut seen)?;
         x += &mlp;
         note(&mut seen, format!("layers.{layer_idx} residual"), &x);
     }
-    let x = pass.norm(&x, "model.norm.weight")?;
-    pass.see_input(head_module(config), &x, &mut seen);
+    let x = pass.norm(&x, &model.arch.norm, "")?;
+    pass.see_input(&head_module(config), &x, &mut seen);
     let logits = pass.matrix(head_tensor(config), &x)?;
     note(&mut seen, "logits".into(), &logits);
     Ok(logits)
@@ -51,19 +57,17 @@ pub fn forward(
 
 /// Name under which [`Rows`] gives the head. A source may store a tied head apart from the embedding.
 pub fn head_tensor(config: &ModelConfig) -> &'static str {
-    if config.tie_word_embeddings {
-        TIED_HEAD
-    } else {
-        "lm_head.weight"
+    match config.arch.head.is_tied {
+        true => TIED_HEAD,
+        false => "lm_head.weight",
     }
 }
 
 /// Module path of the matrix that the head multiplies with: the embedding's where they are tied.
-fn head_module(config: &ModelConfig) -> &'static str {
-    if config.tie_word_embeddings {
-        "model.embed_tokens"
-    } else {
-        "lm_head"
+fn head_module(config: &ModelConfig) -> String {
+    match config.arch.head.is_tied {
+        true => config.arch.embedding_path(),
+        false => config.arch.head_path(),
     }
 }
 
@@ -91,7 +95,7 @@ fn negative_log_likelihood(logits: impl Iterator<Item = f32> + Clone, target: us
 }
 
 struct Pass<'a> {
-    config: &'a ModelConfig,
+    model: &'a Plain<'a>,
     source: &'a dyn Rows,
     lengths: Vec<usize>,
     cos: Array2<f32>,
@@ -99,15 +103,15 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    fn new(config: &'a ModelConfig, source: &'a dyn Rows, sequences: &[&[u32]]) -> Self {
+    fn new(model: &'a Plain<'a>, source: &'a dyn Rows, sequences: &[&[u32]]) -> Self {
         let lengths: Vec<usize> = sequences.iter().map(|s| s.len()).collect();
         let longest = lengths.iter().copied().max().unwrap_or(0);
-        let (cos, sin) = rope_tables(config, longest);
+        let (cos, sin) = rope_tables(model.rope, longest);
         let table = |values: Vec<f32>| {
-            Array2::from_shape_fn((longest, config.head_dim), |(p, i)| values[p * config.head_dim + i])
+            Array2::from_shape_fn((longest, model.head_dim), |(p, i)| values[p * model.head_dim + i])
         };
         Self {
-            config,
+            model,
             source,
             lengths,
             cos: table(cos),
@@ -116,60 +120,65 @@ impl<'a> Pass<'a> {
     }
 
     fn embed(&self, sequences: &[&[u32]]) -> Result<Array2<f32>> {
-        let (v, d) = (self.config.vocab_size, self.config.hidden_size);
+        let (v, d) = (self.model.arch.vocab_size, self.model.arch.hidden_size);
+        let table = format!("{}.weight", self.model.arch.embedding_path());
         let mut x = Array2::zeros((self.lengths.iter().sum(), d));
         for (mut row, &token) in x.rows_mut().into_iter().zip(sequences.iter().copied().flatten()) {
             let token = token as usize;
             if token >= v {
                 return Err(Error::option("token", token, format!("0 to {}, the vocabulary", v - 1)));
             }
-            row.assign(&Array1::from(
-                self.source.rows("model.embed_tokens.weight", token..token + 1)?,
-            ));
+            row.assign(&Array1::from(self.source.rows(&table, token..token + 1)?));
         }
         Ok(x)
     }
 
-    fn attention(&self, path: &str, x: &Array2<f32>, seen: &mut Option<&mut Activations>) -> Result<Array2<f32>> {
-        let c = self.config;
-        let normed = self.norm(x, &format!("{path}.input_layernorm.weight"))?;
-        let mut heads = |name: &str| self.linear(&format!("{path}.self_attn.{name}_proj"), &normed, seen);
-        let (mut q, mut k, v) = (heads("q")?, heads("k")?, heads("v")?); // [n, heads · hd]
-        for (name, projected) in [("q", &mut q), ("k", &mut k)] {
-            if c.qk_norm {
-                let gain = self.source.all(&format!("{path}.self_attn.{name}_norm.weight"))?;
-                self.norm_heads(projected, &gain);
-            }
-            self.rotate_heads(projected);
+    fn attention(
+        &self,
+        layer: &PlainLayer,
+        x: &Array2<f32>,
+        seen: &mut Option<&mut Activations>,
+    ) -> Result<Array2<f32>> {
+        let (c, path) = (self.model, &layer.path);
+        let normed = self.norm(x, layer.mixer_norm, path)?;
+        let mut q = self.linear(&layer.query.at(path), &normed, seen)?; // [n, heads · hd]
+        let mut k = self.linear(&layer.key.at(path), &normed, seen)?;
+        let v = self.linear(&layer.value.at(path), &normed, seen)?;
+        if let Some(norms) = &layer.attention.qk_norm {
+            self.norm_heads(&mut q, &norms.query, path)?;
+            self.norm_heads(&mut k, &norms.key, path)?;
         }
+        self.rotate_heads(&mut q);
+        self.rotate_heads(&mut k);
         let mut out = Array2::zeros((x.nrows(), c.n_heads * c.head_dim));
         let mut first = 0;
         for &length in &self.lengths {
             let span = s![first..first + length, ..];
-            let attended = self.attend(q.slice(span), k.slice(span), v.slice(span), seen);
+            let attended = self.attend(layer.attention.scale, q.slice(span), k.slice(span), v.slice(span), seen);
             out.slice_mut(span).assign(&attended);
             first += length;
         }
-        self.linear(&format!("{path}.self_attn.o_proj"), &out, seen)
+        self.linear(&layer.attention.output.at(path), &out, seen)
     }
 
     /// Causal attention of one sequence; query head h reads key head h / (heads / kv heads).
     fn attend(
         &self,
+        scale: f32,
         q: ArrayView2<f32>,
         k: ArrayView2<f32>,
         v: ArrayView2<f32>,
         seen: &mut Option<&mut Activations>,
     ) -> Array2<f32> {
-        let (c, hd) = (self.config, self.config.head_dim);
+        let (c, hd) = (self.model, self.model.head_dim);
         let mut out = Array2::zeros(q.raw_dim());
         for head in 0..c.n_heads {
             let of = |x: ArrayView2<'_, f32>, h: usize| x.slice(s![.., h * hd..(h + 1) * hd]).to_owned();
             let kv = head / c.n_queries_per_kv();
-            let mut scores = of(q, head).dot(&of(k, kv).t()) / (hd as f32).sqrt();
+            let mut scores = of(q, head).dot(&of(k, kv).t()) * scale;
             note(seen, "attention scores".into(), &scores);
             for (position, mut row) in scores.rows_mut().into_iter().enumerate() {
-                let window = c.sliding_window.unwrap_or(usize::MAX);
+                let window = c.window.unwrap_or(usize::MAX);
                 softmax_visible(row.as_slice_mut().unwrap_or(&mut []), position, window);
             }
             out.slice_mut(s![.., head * hd..(head + 1) * hd])
@@ -178,42 +187,38 @@ impl<'a> Pass<'a> {
         out
     }
 
-    fn mlp(&self, path: &str, x: &Array2<f32>, seen: &mut Option<&mut Activations>) -> Result<Array2<f32>> {
-        let normed = self.norm(x, &format!("{path}.post_attention_layernorm.weight"))?;
-        let mut gate = self.linear(&format!("{path}.mlp.gate_proj"), &normed, seen)?;
-        let up = self.linear(&format!("{path}.mlp.up_proj"), &normed, seen)?;
+    fn mlp(&self, layer: &PlainLayer, x: &Array2<f32>, seen: &mut Option<&mut Activations>) -> Result<Array2<f32>> {
+        let normed = self.norm(x, layer.feed_forward_norm, &layer.path)?;
+        let mut gate = self.linear(&layer.gate.at(&layer.path), &normed, seen)?;
+        let up = self.linear(&layer.up.at(&layer.path), &normed, seen)?;
         Zip::from(&mut gate)
             .and(&up)
             .for_each(|g, u| *g = *g / (1.0 + (-*g).exp()) * u);
-        self.linear(&format!("{path}.mlp.down_proj"), &gate, seen)
+        self.linear(&layer.down.at(&layer.path), &gate, seen)
     }
 
-    fn norm(&self, x: &Array2<f32>, gain: &str) -> Result<Array2<f32>> {
-        let gain = Array1::from(self.source.all(gain)?);
+    fn norm(&self, x: &Array2<f32>, norm: &Norm, path: &str) -> Result<Array2<f32>> {
         let mut out = x.clone();
-        for mut row in out.rows_mut() {
-            let scale = self.inverse_rms(row.iter().copied(), row.len());
-            row.zip_mut_with(&gain, |v, g| *v *= scale * g);
-        }
+        self.norm_heads(&mut out, norm, path)?;
         Ok(out)
     }
 
-    fn norm_heads(&self, x: &mut Array2<f32>, gain: &[f32]) {
+    /// Norms each head of each row; a row of the norm's width is one head.
+    fn norm_heads(&self, x: &mut Array2<f32>, norm: &Norm, path: &str) -> Result<()> {
+        let gain = self.source.all(&format!("{}.weight", norm.at(path)))?;
         for mut row in x.rows_mut() {
-            for mut head in row.axis_chunks_iter_mut(Axis(0), self.config.head_dim) {
-                let scale = self.inverse_rms(head.iter().copied(), head.len());
-                head.iter_mut().zip(gain).for_each(|(v, g)| *v *= scale * g);
+            for mut head in row.axis_chunks_iter_mut(Axis(0), norm.dims) {
+                let squares = head.iter().map(|v| f64::from(*v) * f64::from(*v));
+                let mean = squares.sum::<f64>() / norm.dims as f64;
+                let scale = (1.0 / (mean + f64::from(norm.eps)).sqrt()) as f32;
+                head.iter_mut().zip(&gain).for_each(|(v, g)| *v *= scale * g);
             }
         }
-    }
-
-    fn inverse_rms(&self, values: impl Iterator<Item = f32>, count: usize) -> f32 {
-        let mean = values.map(|v| f64::from(v) * f64::from(v)).sum::<f64>() / count as f64;
-        (1.0 / (mean + f64::from(self.config.rms_norm_eps)).sqrt()) as f32
+        Ok(())
     }
 
     fn rotate_heads(&self, x: &mut Array2<f32>) {
-        let hd = self.config.head_dim;
+        let hd = self.model.head_dim;
         let positions = self.lengths.iter().flat_map(|&length| 0..length);
         for (mut row, position) in x.rows_mut().into_iter().zip(positions) {
             for mut head in row.axis_chunks_iter_mut(Axis(0), hd) {
@@ -227,11 +232,11 @@ impl<'a> Pass<'a> {
     }
 
     /// `x Wᵀ (+ bias)` of a linear layer.
-    fn linear(&self, module: &str, x: &Array2<f32>, seen: &mut Option<&mut Activations>) -> Result<Array2<f32>> {
+    fn linear(&self, linear: &LinearSpec, x: &Array2<f32>, seen: &mut Option<&mut Activations>) -> Result<Array2<f32>> {
+        let module = &linear.path;
         self.see_input(module, x, seen);
         let mut y = self.matrix(&format!("{module}.weight"), x)?;
-        let linears = self.config.block_linear_layers();
-        if linears.iter().any(|l| l.path == module && l.has_bias) {
+        if linear.has_bias {
             y += &Array1::from(self.source.all(&format!("{module}.bias"))?);
         }
         note(seen, format!("output of {module}"), &y);

@@ -1,9 +1,8 @@
 //! What the user asks for, and what follows from it for a given model.
 
-use planish_core::model_config::{ModelConfig, ModelFamily};
 use serde::Serialize;
 
-use crate::{Error, Result, weights::WeightFormat};
+use crate::{Error, Result, plain::Plain, weights::WeightFormat};
 
 /// Largest dimension that is reported to stay on the Neural Engine.
 pub const MAX_DIMENSION: usize = 16_384;
@@ -13,6 +12,9 @@ pub const MAX_PACKAGE_BYTES: u64 = 950_000_000;
 pub const MAX_PACKAGE_LAYERS: usize = 15;
 /// Context when none is asked for: a decode step's cost grows with it.
 pub const DEFAULT_CONTEXT: usize = 1024;
+
+/// Heads of more tokens are cut into twice as many parts.
+const LARGE_VOCABULARY: usize = 1 << 17;
 
 /// Which files are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -109,7 +111,7 @@ impl Settings {
     ///
     /// # Errors
     /// [`Error::Option`] for a value that cannot be had, with what can.
-    pub fn new(config: &ModelConfig, options: &ExportOptions) -> Result<(Self, Vec<String>)> {
+    pub(crate) fn new(model: &Plain, options: &ExportOptions) -> Result<(Self, Vec<String>)> {
         if options.layout == Layout::Anemll && options.cache == CacheMode::Host {
             return Err(Error::option(
                 "--cache",
@@ -117,7 +119,11 @@ impl Settings {
                 "the anemll layout keeps its cache in a state: use state",
             ));
         }
-        let context = context(config, options)?;
+        if options.layout == Layout::Anemll && model.config.family.anemll.is_none() {
+            let rule = format!("it has no {} models: use monolith", model.config.family.model_type);
+            return Err(Error::option("--layout", "anemll", rule));
+        }
+        let context = context(model, options)?;
         if options.prefill == 0 || options.prefill > context {
             return Err(Error::option(
                 "--prefill",
@@ -137,10 +143,10 @@ impl Settings {
             cache: options.cache,
             context,
             prefill: options.prefill,
-            chunks: chunks(config, options)?,
-            head_parts: head_parts(config, options.head_parts)?,
+            chunks: chunks(model, options)?,
+            head_parts: head_parts(model.arch.vocab_size, options.head_parts)?,
         };
-        let advice = settings.advice(config, options);
+        let advice = settings.advice(model, options);
         Ok((settings, advice))
     }
 
@@ -154,17 +160,17 @@ impl Settings {
     }
 
     /// Rules of the Neural Engine that the settings do not meet; none of them keeps a package from being right.
-    fn advice(&self, config: &ModelConfig, options: &ExportOptions) -> Vec<String> {
+    fn advice(&self, model: &Plain, options: &ExportOptions) -> Vec<String> {
         let mut out = Vec::new();
-        let part = config.vocab_size / self.head_parts;
+        let part = model.arch.vocab_size / self.head_parts;
         if part > MAX_DIMENSION {
             out.push(format!(
                 "the head's parts have {part} rows, more than {MAX_DIMENSION}: expect the CPU to run them; pad the vocabulary to a multiple of a power of two, or set --head-parts"
             ));
         }
         for (name, size) in [
-            ("hidden size", config.hidden_size),
-            ("feed-forward size", config.intermediate_size),
+            ("hidden size", model.arch.hidden_size),
+            ("feed-forward size", model.feed_forward_dims),
         ] {
             if size > MAX_DIMENSION {
                 out.push(format!(
@@ -172,16 +178,16 @@ impl Settings {
                 ));
             }
         }
-        if 2 * config.hidden_size > MAX_DIMENSION && config.hidden_size <= MAX_DIMENSION {
+        if 2 * model.arch.hidden_size > MAX_DIMENSION && model.arch.hidden_size <= MAX_DIMENSION {
             out.push(format!(
                 "norms work on {} numbers, above {MAX_DIMENSION}: expect the CPU or GPU to run them",
-                2 * config.hidden_size
+                2 * model.arch.hidden_size
             ));
         }
-        if self.cache == CacheMode::State && !config.head_dim.is_multiple_of(32) {
-            out.push(format!("the state's last dimension, the head size {}, is no multiple of 32: the Neural Engine may refuse it; try --cache host", config.head_dim));
+        if self.cache == CacheMode::State && !model.head_dim.is_multiple_of(32) {
+            out.push(format!("the state's last dimension, the head size {}, is no multiple of 32: the Neural Engine may refuse it; try --cache host", model.head_dim));
         }
-        if self.cache == CacheMode::State && self.prefill > 32 && config.head_dim >= 128 {
+        if self.cache == CacheMode::State && self.prefill > 32 && model.head_dim >= 128 {
             out.push(format!("prefill updates {} rows of the state at once; more than 32 failed on some devices with head size 128: if it does, use --prefill 32", self.prefill));
         }
         if !self.context.is_multiple_of(self.prefill) {
@@ -190,20 +196,23 @@ impl Settings {
                 self.context, self.prefill
             ));
         }
-        if config.rms_norm_eps.max(options.min_epsilon) < 6.1e-5 {
-            out.push(format!("the norms' epsilon {:e} is subnormal in fp16 and a device may take it for zero; --min-epsilon 6.2e-5 avoids that and changes the numbers a little", config.rms_norm_eps));
+        if model.eps.max(options.min_epsilon) < 6.1e-5 {
+            out.push(format!("the norms' epsilon {:e} is subnormal in fp16 and a device may take it for zero; --min-epsilon 6.2e-5 avoids that and changes the numbers a little", model.eps));
         }
-        if options.layout == Layout::Monolith && config.n_layers > MAX_PACKAGE_LAYERS {
-            out.push(format!("{} layers in one package; the Neural Engine is reported to take up to {MAX_PACKAGE_LAYERS}: --layout anemll splits them", config.n_layers));
+        if options.layout == Layout::Monolith && model.layers.len() > MAX_PACKAGE_LAYERS {
+            out.push(format!("{} layers in one package; the Neural Engine is reported to take up to {MAX_PACKAGE_LAYERS}: --layout anemll splits them", model.layers.len()));
         }
         out
     }
 }
 
-fn context(config: &ModelConfig, options: &ExportOptions) -> Result<usize> {
-    let longest = config.max_position_embeddings;
-    let window = config.sliding_window.unwrap_or(usize::MAX);
-    let context = options.context.unwrap_or(DEFAULT_CONTEXT.min(longest).min(window));
+fn context(model: &Plain, options: &ExportOptions) -> Result<usize> {
+    let longest = model.config.max_position_embeddings;
+    let window = model.window.unwrap_or(usize::MAX);
+    let constant = model.rope.constant_up_to();
+    let context = options
+        .context
+        .unwrap_or(DEFAULT_CONTEXT.min(longest).min(window).min(constant));
     if context == 0 || context > longest {
         return Err(Error::option(
             "--context",
@@ -215,14 +224,17 @@ fn context(config: &ModelConfig, options: &ExportOptions) -> Result<usize> {
         let rule = format!("use 1 to {window}: beyond its sliding window this model would attend to too much");
         return Err(Error::option("--context", context, rule));
     }
+    if context > constant {
+        let rule = format!("use 1 to {constant}: beyond, this model's rotation depends on the length of the text");
+        return Err(Error::option("--context", context, rule));
+    }
     if i32::try_from(context).is_err() {
         return Err(Error::option("--context", context, "at most 2147483647"));
     }
     Ok(context)
 }
 
-fn head_parts(config: &ModelConfig, wanted: Option<usize>) -> Result<usize> {
-    let v = config.vocab_size;
+fn head_parts(v: usize, wanted: Option<usize>) -> Result<usize> {
     let divisors = (1..=v.min(1024)).filter(|n| v.is_multiple_of(*n));
     if let Some(n) = wanted {
         if n > 0 && v.is_multiple_of(n) {
@@ -235,16 +247,13 @@ fn head_parts(config: &ModelConfig, wanted: Option<usize>) -> Result<usize> {
         );
         return Err(Error::option("--head-parts", n, rule));
     }
-    let usual = match config.family {
-        ModelFamily::Qwen2 | ModelFamily::Qwen3 => 16usize,
-        ModelFamily::Llama | ModelFamily::Mistral => 8,
-    };
+    let usual = if v > LARGE_VOCABULARY { 16usize } else { 8 };
     let fitting = divisors.filter(|n| v / n <= MAX_DIMENSION);
     Ok(fitting.min_by_key(|n| n.abs_diff(usual)).unwrap_or(1))
 }
 
-fn chunks(config: &ModelConfig, options: &ExportOptions) -> Result<Vec<(usize, usize)>> {
-    let n_layers = config.n_layers;
+fn chunks(model: &Plain, options: &ExportOptions) -> Result<Vec<(usize, usize)>> {
+    let n_layers = model.layers.len();
     if let Some(n) = options.chunks {
         if n == 0 || n > n_layers {
             return Err(Error::option(
@@ -261,7 +270,7 @@ fn chunks(config: &ModelConfig, options: &ExportOptions) -> Result<Vec<(usize, u
     if options.layout == Layout::Monolith {
         return Ok(vec![(0, n_layers)]);
     }
-    let layer_bytes = layer_bytes(config, options.weights);
+    let layer_bytes = layer_bytes(model, options.weights);
     let fits = |n: &usize| {
         let longest = ranges(n_layers, *n).iter().map(|(a, b)| b - a).max().unwrap_or(0);
         longest <= MAX_PACKAGE_LAYERS && longest as u64 * layer_bytes <= MAX_PACKAGE_BYTES
@@ -276,9 +285,9 @@ fn ranges(n_layers: usize, n: usize) -> Vec<(usize, usize)> {
 }
 
 /// Bytes of one layer's matrices, scales and tables included.
-fn layer_bytes(config: &ModelConfig, format: WeightFormat) -> u64 {
-    let linears = config.block_linear_layers();
-    let of_layer = linears.iter().take(linears.len() / config.n_layers);
+fn layer_bytes(model: &Plain, format: WeightFormat) -> u64 {
+    let linears = model.arch.linears();
+    let of_layer = linears.iter().take(linears.len() / model.layers.len());
     of_layer
         .map(|l| {
             let side: usize = match format {
@@ -294,15 +303,16 @@ fn layer_bytes(config: &ModelConfig, format: WeightFormat) -> u64 {
 mod tests {
     use std::path::Path;
 
+    use planish_core::model_config::ModelConfig;
+
     use super::*;
 
-    fn config(extra: &str) -> ModelConfig {
-        let json = format!(
-            r#"{{"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+    fn settings(options: &ExportOptions) -> Result<(Settings, Vec<String>)> {
+        let json = r#"{"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
             "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
-            "max_position_embeddings": 40960{extra}}}"#
-        );
-        ModelConfig::from_json_str(&json, Path::new("config.json")).unwrap()
+            "max_position_embeddings": 40960}"#;
+        let config = ModelConfig::from_json_str(json, Path::new("config.json")).unwrap();
+        Settings::new(&Plain::of(&config).unwrap(), options)
     }
 
     fn anemll() -> ExportOptions {
@@ -314,7 +324,7 @@ mod tests {
 
     #[test]
     fn qwen3_is_planned_as_its_usual_packages_are() {
-        let (settings, _) = Settings::new(&config(""), &anemll()).unwrap();
+        let (settings, _) = settings(&anemll()).unwrap();
         assert_eq!(settings.head_parts, 16);
         assert_eq!(settings.chunks, [(0, 14), (14, 28)]); // 15 layers at most
         assert_eq!(settings.context, 1024);
@@ -326,7 +336,7 @@ mod tests {
             head_parts: Some(10),
             ..anemll()
         };
-        let error = Settings::new(&config(""), &options).unwrap_err().to_string();
+        let error = settings(&options).unwrap_err().to_string();
         assert!(error.contains("8, 16, 32"), "{error}");
     }
 
@@ -336,7 +346,7 @@ mod tests {
             context: Some(40961),
             ..anemll()
         };
-        let error = Settings::new(&config(""), &options).unwrap_err().to_string();
+        let error = settings(&options).unwrap_err().to_string();
         assert!(error.contains("40960"), "{error}");
     }
 
@@ -347,7 +357,7 @@ mod tests {
             ..anemll()
         };
         assert!(matches!(
-            Settings::new(&config(""), &options),
+            settings(&options),
             Err(Error::Option { option: "--cache", .. })
         ));
     }

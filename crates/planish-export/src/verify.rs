@@ -57,7 +57,7 @@ pub(crate) fn write(
             tokens
                 .get(i)
                 .copied()
-                .unwrap_or((i as u32).wrapping_mul(2_654_435_761) % config.vocab_size as u32)
+                .unwrap_or((i as u32).wrapping_mul(2_654_435_761) % config.arch.vocab_size as u32)
         })
         .collect();
     let logits = forward(config, weights, &[&all], None)?;
@@ -78,7 +78,7 @@ pub(crate) fn write(
         layout: settings.layout_name(),
         context: settings.context,
         prefill: settings.prefill,
-        head_rows: config.vocab_size / settings.head_parts,
+        head_rows: config.arch.vocab_size / settings.head_parts,
         packages: packages.iter().map(|p| p.file_name.clone()).collect(),
         prompt: all[..length].to_vec(),
         steps: (length..length + steps).map(expect).collect(),

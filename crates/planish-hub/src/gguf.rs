@@ -14,7 +14,6 @@
 //! # Reference
 //! The GGUF specification in the ggml repository (`docs/gguf.md`), version 3.
 
-mod architecture;
 mod blocks;
 pub mod config;
 mod export;
@@ -24,12 +23,12 @@ mod names;
 mod quantize;
 mod reader;
 pub mod rows;
+mod sayable;
 mod tensor_type;
 pub mod tokenizer;
 mod weights;
 mod writer;
 
-pub use architecture::Architecture;
 pub use blocks::dequantize;
 pub use export::{ExportFormat, ExportReport, export_gguf, export_gguf_from};
 pub(crate) use import::import_into;

@@ -2,13 +2,14 @@ use mlx_rs::ops::{concatenate, zeros_dtype};
 use planish_mlx::{Array, ops};
 
 use crate::Result;
+use crate::mask::kept_tokens;
 
 /// Tokens that one growth of the cache makes room for.
 const GROWTH: i32 = 256;
 
 /// Keys and values of the tokens seen so far, for all blocks of one model, so that generation computes new tokens only.
 ///
-/// Buffers grow in blocks of 256 tokens and are written in place.
+/// Buffers grow in blocks of 256 tokens and are written in place. Blocks with a window keep only what it reaches back to.
 #[derive(Debug, Clone, Default)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
@@ -19,6 +20,8 @@ pub struct KvCache {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LayerCache {
     buffers: Option<(Array, Array)>,
+    /// Position of the buffers' first token.
+    first: i32,
 }
 
 impl KvCache {
@@ -63,20 +66,41 @@ impl KvCache {
 }
 
 impl LayerCache {
-    /// Writes keys and values `[b, n_kv, s, h_d]` at `offset` and returns those of all `offset + s` tokens.
-    pub(crate) fn extend(&mut self, keys: &Array, values: &Array, offset: i32) -> Result<(Array, Array)> {
-        let (old_keys, old_values) = match self.buffers.take() {
-            Some((old_keys, old_values)) => (Some(old_keys), Some(old_values)),
-            None => (None, None),
-        };
-        let all_keys = write(old_keys, keys, offset)?;
-        let all_values = write(old_values, values, offset)?;
+    /// Writes keys and values `[b, n_kv, s, h_d]` at position `offset` and returns those of all tokens that a window reaches from
+    /// there: of the last `window − 1` before them, and of themselves.
+    pub(crate) fn extend(
+        &mut self,
+        keys: &Array,
+        values: &Array,
+        offset: i32,
+        window: Option<i32>,
+    ) -> Result<(Array, Array)> {
+        let kept = kept_tokens(offset, window);
+        self.forget(offset - kept, offset, keys.dim(2))?;
+        let (old_keys, old_values) = self.buffers.take().unzip();
+        let (start, end) = (offset - self.first, offset - self.first + keys.dim(2));
+        let all_keys = write(old_keys, keys, start)?;
+        let all_values = write(old_values, values, start)?;
         let seen = (
-            filled(&all_keys, offset + keys.dim(2))?,
-            filled(&all_values, offset + values.dim(2))?,
+            part(&all_keys, start - kept, end)?,
+            part(&all_values, start - kept, end)?,
         );
         self.buffers = Some((all_keys, all_values));
         Ok(seen)
+    }
+
+    /// Drops the tokens before position `needed` when `count` new ones after position `end` do not fit behind them.
+    fn forget(&mut self, needed: i32, end: i32, count: i32) -> Result<()> {
+        let Some((keys, values)) = &self.buffers else {
+            return Ok(());
+        };
+        if needed == self.first || end - self.first + count <= keys.dim(2) {
+            return Ok(());
+        }
+        let (start, stop) = (needed - self.first, end - self.first);
+        self.buffers = Some((part(keys, start, stop)?, part(values, start, stop)?));
+        self.first = needed;
+        Ok(())
     }
 }
 
@@ -104,11 +128,12 @@ fn write(buffer: Option<Array>, new: &Array, offset: i32) -> Result<Array> {
     )?)
 }
 
-fn filled(buffer: &Array, length: i32) -> Result<Array> {
+/// The tokens `start..end` of a buffer.
+fn part(buffer: &Array, start: i32, end: i32) -> Result<Array> {
     Ok(ops::slice(
         buffer,
-        &[0, 0, 0, 0],
-        &[buffer.dim(0), buffer.dim(1), length, buffer.dim(3)],
+        &[0, 0, start, 0],
+        &[buffer.dim(0), buffer.dim(1), end, buffer.dim(3)],
     )?)
 }
 
@@ -127,12 +152,28 @@ mod tests {
         let mut offset = 0;
         for count in [5, 1, 249, 1, 1, 300, 1] {
             let new = tokens(offset, count);
-            let (keys, values) = layer.extend(&new, &new, offset).unwrap();
+            let (keys, values) = layer.extend(&new, &new, offset, None).unwrap();
             offset += count;
             let expect: Vec<f32> = (0..offset).map(|value| value as f32).collect();
             assert_eq!(keys.contiguous().unwrap().as_slice::<f32>(), expect);
             assert_eq!(values.contiguous().unwrap().as_slice::<f32>(), expect);
         }
         assert_eq!(layer.buffers.unwrap().0.dim(2), 768);
+    }
+
+    #[test]
+    fn window_keeps_what_it_reaches_and_no_more() {
+        let mut layer = LayerCache::default();
+        let mut offset = 0;
+        for count in [5, 300, 7].into_iter().chain([1; 900]) {
+            let new = tokens(offset, count);
+            let (keys, _) = layer.extend(&new, &new, offset, Some(20)).unwrap();
+            let expect: Vec<f32> = ((offset - 19).max(0)..offset + count)
+                .map(|value| value as f32)
+                .collect();
+            assert_eq!(keys.contiguous().unwrap().as_slice::<f32>(), expect);
+            offset += count;
+        }
+        assert!(layer.buffers.unwrap().0.dim(2) <= 512);
     }
 }

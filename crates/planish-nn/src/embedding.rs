@@ -18,6 +18,8 @@ pub(crate) struct Embedding {
     pub(crate) packed_head: Option<Arc<PackedLinear>>,
     /// Whether vectors are widened to f32 as they are taken.
     pub(crate) widens: bool,
+    /// What vectors are multiplied by, in their dtype.
+    pub(crate) factor: f32,
     /// What computes the head.
     pub(crate) kernels: Kernels,
 }
@@ -25,6 +27,14 @@ pub(crate) struct Embedding {
 impl Embedding {
     /// Vectors of tokens: i32 `[b, s]` → `[b, s, d]`.
     pub(crate) fn forward(&self, ids: &Array) -> Result<Array> {
+        let vectors = self.look_up(ids)?;
+        match self.factor {
+            1.0 => Ok(vectors),
+            factor => Ok(vectors.multiply(Array::from_f32(factor).as_dtype(vectors.dtype())?)?),
+        }
+    }
+
+    fn look_up(&self, ids: &Array) -> Result<Array> {
         match &self.table {
             LinearBase::Dense { weight } if self.widens => Ok(weight.take_axis(ids, 0)?.as_dtype(Dtype::Float32)?),
             LinearBase::Dense { weight } => Ok(weight.take_axis(ids, 0)?),

@@ -137,6 +137,18 @@ pub enum Error {
         found: usize,
     },
 
+    /// Packed rows longer than the context up to which a model's rotation is the same for all sequences.
+    #[error(
+        "packed rows of {length} tokens: beyond {limit} tokens this model's rotation depends on the length of each sequence; \
+         pack at most {limit} tokens per row, or do not pack"
+    )]
+    PackedBeyondContext {
+        /// Tokens per row.
+        length: i32,
+        /// The original context.
+        limit: usize,
+    },
+
     /// A packed batch together with a cache.
     #[error("a packed batch cannot continue a cache: segments start at position 0")]
     PackedWithCache,

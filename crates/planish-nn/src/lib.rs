@@ -1,8 +1,8 @@
-//! Decoders of the Llama, Mistral, Qwen2 and Qwen3 families on MLX, with low-rank adapters designed into the linear layer.
+//! Decoders on MLX, as an [`Arch`](planish_core::arch::Arch) describes them, with low-rank adapters designed into the linear layer.
 //!
 //! [`Model::load`] reads a Hugging Face folder strictly; [`Model::hidden`] and [`Model::logits`] run it;
 //! [`Model::attach_lora`] adds adapters, which [`Model::trainables`] hands to an optimizer; [`generate::generate`] writes text.
-//! One file a family in `families/`, over shared blocks: [`Linear`], [`RmsNorm`], [`Rope`], attention, SwiGLU.
+//! No family is named here: `build.rs` makes the blocks from the description: [`Linear`], [`RmsNorm`], [`Rope`], attention, gated networks.
 //!
 //! # Legend of shapes
 //! `b` rows · `s` tokens of this call · `t` tokens attended to (cache included) · `d` hidden size · `f` feed-forward size ·
@@ -15,12 +15,12 @@
 
 mod adapter;
 mod attention;
+mod build;
 mod cache;
 mod decoder;
 mod dropout;
 mod embedding;
 mod error;
-mod families;
 mod fused;
 pub mod generate;
 mod joint;
@@ -35,6 +35,7 @@ mod parameters;
 mod plan;
 mod rope;
 mod sampling;
+mod softcap;
 mod weights;
 
 pub use cache::KvCache;
@@ -49,3 +50,5 @@ pub use parameters::Trainable;
 pub use plan::{ChosenKernels, Plan, PlannedPart, Purpose};
 pub use rope::Rope;
 pub use sampling::Sampling;
+
+use softcap::softcapped;

@@ -16,10 +16,16 @@ pub enum AttentionMask {
     },
 }
 
-/// A mask made ready for one call, shared by all blocks.
+/// One call's masks: one for each window that blocks have.
+#[derive(Debug, Clone)]
+pub(crate) struct Masks {
+    by_window: Vec<(Option<i32>, ReadyMask)>,
+}
+
+/// A mask made ready for one call, shared by all blocks of one window.
 #[derive(Debug, Clone)]
 pub(crate) enum ReadyMask {
-    /// A single new token: it attends to everything.
+    /// A single new token: it attends to everything that is kept.
     Full,
     /// The fused causal form.
     Causal,
@@ -44,17 +50,29 @@ pub(crate) struct MaskRule {
 }
 
 impl AttentionMask {
-    /// The mask for `length` new tokens after `offset` cached ones.
-    pub(crate) fn ready(&self, offset: i32, length: i32, window: Option<usize>) -> Result<ReadyMask> {
-        let total = offset + length;
-        let window = window
-            .and_then(|window| i32::try_from(window).ok())
-            .filter(|&window| total > window);
+    /// The masks for `length` new tokens after `offset` earlier ones, for blocks of these windows.
+    pub(crate) fn ready(&self, offset: i32, length: i32, windows: impl Iterator<Item = Option<i32>>) -> Result<Masks> {
+        let mut by_window: Vec<(Option<i32>, ReadyMask)> = Vec::new();
+        for window in windows {
+            if by_window.iter().all(|(known, _)| *known != window) {
+                by_window.push((window, self.of_window(offset, length, window)?));
+            }
+        }
+        Ok(Masks { by_window })
+    }
+
+    /// Whether rows hold several sequences.
+    pub(crate) fn is_packed(&self) -> bool {
+        matches!(self, AttentionMask::Packed { .. })
+    }
+
+    fn of_window(&self, offset: i32, length: i32, window: Option<i32>) -> Result<ReadyMask> {
+        let window = window.filter(|&window| offset + length > window);
         match self {
-            AttentionMask::Causal if window.is_none() && length == 1 => Ok(ReadyMask::Full),
+            AttentionMask::Causal if length == 1 => Ok(ReadyMask::Full),
             AttentionMask::Causal if window.is_none() => Ok(ReadyMask::Causal),
             AttentionMask::Causal => Ok(ReadyMask::Array {
-                allowed: positions_allowed(offset, total, window)?,
+                allowed: positions_allowed(offset, length, window)?,
                 rule: MaskRule {
                     window,
                     ..MaskRule::default()
@@ -65,7 +83,7 @@ impl AttentionMask {
                 let query = segment_ids.try_index((.., NewAxis, .., NewAxis))?; // [b, 1, s, 1]
                 let key = segment_ids.try_index((.., NewAxis, NewAxis, ..))?; // [b, 1, 1, s]
                 let same = query.eq(key)?;
-                let allowed = positions_allowed(offset, total, window)?.logical_and(&same)?;
+                let allowed = positions_allowed(offset, length, window)?.logical_and(&same)?;
                 Ok(ReadyMask::Array {
                     allowed,
                     rule: MaskRule {
@@ -79,6 +97,19 @@ impl AttentionMask {
     }
 }
 
+impl Masks {
+    /// The mask of a block with this window.
+    pub(crate) fn of(&self, window: Option<i32>) -> &ReadyMask {
+        let own = self.by_window.iter().find(|(known, _)| *known == window);
+        own.map_or(&ReadyMask::Causal, |(_, mask)| mask)
+    }
+}
+
+/// How many of `offset` earlier tokens a block with this window still needs.
+pub(crate) fn kept_tokens(offset: i32, window: Option<i32>) -> i32 {
+    window.map_or(offset, |window| offset.min(window - 1))
+}
+
 /// Each token's distance from the first key of its segment, from `[b, 1, s, s]`: i32 `[b · s]`.
 fn from_own_beginning(same: &Array, length: i32) -> Result<Array> {
     let index = mlx_rs::ops::arange::<_, i32>(0, length, None)?;
@@ -86,10 +117,12 @@ fn from_own_beginning(same: &Array, length: i32) -> Result<Array> {
     Ok(index.subtract(first)?.reshape(&[-1])?)
 }
 
-/// `k ≤ q` and, with a window, `q − k < window`: bool `[1, 1, s, t]`.
-fn positions_allowed(offset: i32, total: i32, window: Option<i32>) -> Result<Array> {
+/// `k ≤ q` and, with a window, `q − k < window`, for the keys that are kept: bool `[1, 1, s, t]`.
+pub(crate) fn positions_allowed(offset: i32, length: i32, window: Option<i32>) -> Result<Array> {
+    let total = offset + length;
+    let first = offset - kept_tokens(offset, window);
     let query = mlx_rs::ops::arange::<_, i32>(offset, total, None)?.reshape(&[1, 1, -1, 1])?;
-    let key = mlx_rs::ops::arange::<_, i32>(0, total, None)?.reshape(&[1, 1, 1, -1])?;
+    let key = mlx_rs::ops::arange::<_, i32>(first, total, None)?.reshape(&[1, 1, 1, -1])?;
     let causal = key.le(&query)?;
     let Some(window) = window else { return Ok(causal) };
     Ok(causal.logical_and(query.subtract(key)?.lt(Array::from_int(window))?)?)
@@ -99,8 +132,8 @@ fn positions_allowed(offset: i32, total: i32, window: Option<i32>) -> Result<Arr
 mod tests {
     use super::*;
 
-    fn allowed(mask: &AttentionMask, offset: i32, length: i32, window: Option<usize>) -> Vec<Vec<i32>> {
-        let ReadyMask::Array { allowed: array, .. } = mask.ready(offset, length, window).unwrap() else {
+    fn allowed(mask: &AttentionMask, offset: i32, length: i32, window: Option<i32>) -> Vec<Vec<i32>> {
+        let ReadyMask::Array { allowed: array, .. } = mask.of_window(offset, length, window).unwrap() else {
             panic!("expected an array");
         };
         let values = array.as_type::<i32>().unwrap().to_vec_exact::<i32>().unwrap();
@@ -111,7 +144,11 @@ mod tests {
     fn window_counts_the_token_itself() {
         let expect = vec![vec![1, 0, 0], vec![1, 1, 0], vec![0, 1, 1]];
         assert_eq!(allowed(&AttentionMask::Causal, 0, 3, Some(2)), expect);
-        assert_eq!(allowed(&AttentionMask::Causal, 2, 1, Some(2)), vec![vec![0, 1, 1]]);
+        // After four tokens, of which one is kept.
+        assert_eq!(
+            allowed(&AttentionMask::Causal, 4, 2, Some(2)),
+            vec![vec![1, 1, 0], vec![0, 1, 1]]
+        );
     }
 
     #[test]
@@ -124,11 +161,11 @@ mod tests {
     #[test]
     fn short_input_within_the_window_needs_no_array() {
         assert!(matches!(
-            AttentionMask::Causal.ready(0, 4, Some(4)).unwrap(),
+            AttentionMask::Causal.of_window(0, 4, Some(4)).unwrap(),
             ReadyMask::Causal
         ));
         assert!(matches!(
-            AttentionMask::Causal.ready(7, 1, None).unwrap(),
+            AttentionMask::Causal.of_window(7, 1, None).unwrap(),
             ReadyMask::Full
         ));
     }
@@ -138,6 +175,6 @@ mod tests {
         let mask = AttentionMask::Packed {
             segment_ids: Array::from_slice(&[0, 0], &[1, 2]),
         };
-        assert!(matches!(mask.ready(1, 2, None), Err(Error::PackedWithCache)));
+        assert!(matches!(mask.of_window(1, 2, None), Err(Error::PackedWithCache)));
     }
 }

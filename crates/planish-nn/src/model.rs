@@ -18,7 +18,7 @@ use crate::native::Kernels;
 use crate::parameters::{Parameters, Trainable};
 use crate::plan::{ChosenKernels, Plan, Purpose};
 use crate::weights::{Weights, mlx_dtype};
-use crate::{AttentionMask, Error, KvCache, LoraConfig, LoraInit, Result, families};
+use crate::{AttentionMask, Error, KvCache, LoraConfig, LoraInit, Result, build};
 
 /// How to load a model.
 #[derive(Debug, Clone, Default)]
@@ -112,7 +112,7 @@ impl Model {
         let report = store.check(&config.expected_tensors(), &rules).into_result(dir)?;
         let dtype = match options.dtype {
             Some(dtype) => dtype,
-            None => default_dtype(&store)?,
+            None => default_dtype(&store, &config.arch.embedding_path())?,
         };
         let choice = options.choose(dtype)?;
         let mut weights = Weights::from_store(&config, &mut store, dtype, choice.kernels);
@@ -156,7 +156,7 @@ impl Model {
             return Err(Error::ComputeDtype { dtype });
         }
         choice.kernels.check(dtype)?;
-        let decoder = families::decoder(config, weights)?;
+        let decoder = build::decoder(&config.arch, weights)?;
         Ok(Model {
             config: config.clone(),
             dtype,
@@ -228,7 +228,7 @@ impl Model {
 
     /// Refuses tokens outside the vocabulary, which MLX would read as other memory.
     pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
-        let vocab_size = self.config.vocab_size;
+        let vocab_size = self.config.arch.vocab_size;
         match tokens.iter().position(|&token| token as usize >= vocab_size) {
             Some(position) => Err(Error::TokenOutOfRange {
                 token: tokens[position],
@@ -246,9 +246,7 @@ impl Model {
     /// # Errors
     /// [`Error::PackedWithCache`]; [`Error::Mlx`].
     pub fn hidden(&self, ids: &Array, mask: &AttentionMask, cache: Option<&mut KvCache>) -> Result<Array> {
-        let offset = cache.as_ref().map_or(0, |cache| cache.offset());
-        let mask = mask.ready(offset, ids.dim(1), self.config.sliding_window)?;
-        self.decoder.hidden(ids, &mask, cache)
+        self.decoder.hidden(ids, mask, cache)
     }
 
     /// The same for training, with dropout and activation checkpointing as `training` says.
@@ -256,13 +254,12 @@ impl Model {
     /// # Errors
     /// [`Error::Mlx`].
     pub fn hidden_for_training(&self, ids: &Array, mask: &AttentionMask, training: Training<'_>) -> Result<Array> {
-        let mask = mask.ready(0, ids.dim(1), self.config.sliding_window)?;
         let pass = TrainingPass {
             trainable: self.trainable,
             dropout_key: training.dropout_key.filter(|_| self.has_dropout()),
             activation_checkpointing: training.activation_checkpointing,
         };
-        self.decoder.hidden_for_training(ids, &mask, pass)
+        self.decoder.hidden_for_training(ids, mask, pass)
     }
 
     /// Logits of hidden states: `[..., d]` → `[..., v]`.
@@ -280,7 +277,7 @@ impl Model {
     pub fn head_loss(&self, hidden: &Array, positions: &TrainedPositions, how: &HeadLoss) -> Result<TokenLoss> {
         let head = Head {
             project: &|states: &Array| self.logits(states),
-            vocab_size: self.config.vocab_size,
+            vocab_size: self.config.arch.vocab_size,
             kernel: self.head_kernel()?,
         };
         planish_loss::head_loss(hidden, &head, positions, how)
@@ -297,9 +294,13 @@ impl Model {
 
     /// The output head packed in bf16, if logits are a product with it and nothing else.
     fn packed_head(&self) -> Option<Arc<PackedLinear>> {
-        match &self.decoder.head {
-            Some(head) if head.adapter.is_some() || head.bias.is_some() => None,
-            Some(head) => match &head.base {
+        let head = &self.decoder.head;
+        if head.factor != 1.0 || head.softcap.is_some() {
+            return None;
+        }
+        match &head.matrix {
+            Some(matrix) if matrix.adapter.is_some() || matrix.bias.is_some() => None,
+            Some(matrix) => match &matrix.base {
                 crate::LinearBase::Packed(packed) => Some(packed.clone()),
                 _ => None,
             },
@@ -362,10 +363,8 @@ impl Model {
     /// [`Error::Quantized`] when all weights shall train and some are packed.
     pub fn train(&mut self, trainable: Trainable) -> Result<()> {
         if trainable == Trainable::Weights {
-            self.decoder
-                .embedding
-                .table
-                .require_dense("model.embed_tokens", "full fine-tuning")?;
+            let table = &self.decoder.embedding.table;
+            table.require_dense(&self.decoder.embedding_path, "full fine-tuning")?;
             for (path, linear) in self.decoder.linears_mut() {
                 linear.base.require_dense(&path, "full fine-tuning")?;
             }
@@ -420,13 +419,13 @@ impl Model {
     /// # Errors
     /// [`Error::Mlx`].
     pub fn joined(&mut self) -> Result<Model> {
-        let is_fused = self.kernels() == Kernels::Fused && self.is_even();
+        let is_fused = self.kernels() == Kernels::Fused && self.is_even() && self.decoder.has_one_rope();
         if self.trainable != Trainable::Adapters || (self.dtype == Dtype::Float32 && !is_fused) {
             return Ok(self.clone());
         }
         let (mut joints, mut fused) = (Vec::new(), Vec::new());
         for block in &mut self.decoder.blocks {
-            let own = match is_fused {
+            let own = match is_fused && block.plain_norms().is_some() {
                 true => Fused {
                     attention: FusedAttention::of(&mut block.attention)?,
                     feed_forward: FusedFeedForward::of(&block.feed_forward)?,
@@ -451,13 +450,9 @@ impl Model {
     /// Paths of the linear layers that can take an adapter, in the order of the computation; the head only where it has a
     /// weight of its own.
     pub fn linear_paths(&self) -> Vec<String> {
-        let head = self.decoder.head.iter().map(|_| "lm_head".to_owned());
-        self.config
-            .block_linear_layers()
-            .into_iter()
-            .map(|linear| linear.path)
-            .chain(head)
-            .collect()
+        let head = self.decoder.head.matrix.iter().map(|_| self.decoder.head.path.clone());
+        let linears = self.config.arch.linears().into_iter();
+        linears.map(|linear| linear.path).chain(head).collect()
     }
 
     pub(crate) fn require_no_adapters(&mut self) -> Result<()> {
@@ -503,25 +498,28 @@ fn by_layer(name: &str) -> impl Iterator<Item = Result<usize, &str>> {
 fn with_redundant_tensors(rules: &LoadRules, config: &ModelConfig, store: &TensorStore) -> LoadRules {
     let mut rules = rules.clone();
     rules.allow_unexpected.push("*.rotary_emb.inv_freq".to_owned());
-    let head = store.get("lm_head.weight").map(|view| (view.dtype, view.bytes));
-    let embedding = store
-        .get("model.embed_tokens.weight")
-        .map(|view| (view.dtype, view.bytes));
-    if config.tie_word_embeddings && head.is_some() && head == embedding {
-        rules.allow_unexpected.push("lm_head.weight".to_owned());
+    rules
+        .allow_unexpected
+        .extend(config.family.other_parts.iter().map(|&name| name.to_owned()));
+    let content = |path: &str| {
+        store
+            .get(&format!("{path}.weight"))
+            .map(|view| (view.dtype, view.bytes))
+    };
+    let (head, embedding) = (config.arch.head_path(), config.arch.embedding_path());
+    if config.arch.head.is_tied && content(&head).is_some() && content(&head) == content(&embedding) {
+        rules.allow_unexpected.push(format!("{head}.weight"));
     }
     rules
 }
 
 /// f32 on the CPU; on a GPU what the embedding is stored in.
-fn default_dtype(store: &TensorStore) -> Result<Dtype> {
+fn default_dtype(store: &TensorStore, embedding: &str) -> Result<Dtype> {
     if device::default_kind()? == DeviceKind::Cpu {
         return Ok(Dtype::Float32);
     }
     // Of a quantised model, the scales have the type that activations shall have.
-    let name = ["model.embed_tokens.scales", "model.embed_tokens.weight"]
-        .into_iter()
-        .find(|name| store.contains(name));
-    let view = store.require(name.unwrap_or("model.embed_tokens.weight"))?;
+    let (scales, weight) = (format!("{embedding}.scales"), format!("{embedding}.weight"));
+    let view = store.require(if store.contains(&scales) { &scales } else { &weight })?;
     mlx_dtype(view.name, view.dtype)
 }

@@ -1,5 +1,7 @@
 //! One walk over every array of a model, from which training, saving and checkpointing all take their lists.
 
+use std::ops::{Deref, DerefMut};
+
 use planish_mlx::Array;
 
 /// Which arrays of a model an optimizer changes.
@@ -61,6 +63,42 @@ pub(crate) trait Parameters: Clone {
                 *array = value.clone();
             }
         });
+    }
+}
+
+/// A module with its name in the files, relative to its layer.
+#[derive(Debug, Clone)]
+pub(crate) struct Named<M> {
+    pub(crate) name: &'static str,
+    pub(crate) module: M,
+}
+
+impl<M> Deref for Named<M> {
+    type Target = M;
+
+    fn deref(&self) -> &M {
+        &self.module
+    }
+}
+
+impl<M> DerefMut for Named<M> {
+    fn deref_mut(&mut self) -> &mut M {
+        &mut self.module
+    }
+}
+
+impl<M: Parameters> Parameters for Named<M> {
+    /// `path` is that of the layer.
+    fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
+        self.module.visit(&join(path, self.name), visitor);
+    }
+}
+
+impl<M: Parameters> Parameters for Option<M> {
+    fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
+        if let Some(module) = self {
+            module.visit(path, visitor);
+        }
     }
 }
 

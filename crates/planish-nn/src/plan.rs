@@ -107,14 +107,15 @@ impl Plan {
             parts: Vec::new(),
         };
         let sizes = (!can_fuse).then_some("fused blocks train adapters of sizes that are multiples of 8");
+        let ropes = (!decoder.has_one_rope()).then_some("rotations that differ between layers");
         for block in &decoder.blocks {
             let (attention, feed_forward) = (&block.attention, &block.feed_forward);
-            let of_block = |obstacle: Option<&'static str>| of_block(chosen.kernels, sizes.or(obstacle));
-            plan.add("attention", of_block(FusedAttention::obstacle(attention)));
-            plan.add(
-                "feed-forward network",
-                of_block(FusedFeedForward::obstacle(feed_forward)),
-            );
+            let norms = block.plain_norms().is_none().then_some("norms other than one before each half");
+            let of_part = |fused: Option<&'static str>, native| of_block(chosen.kernels, sizes.or(norms).or(fused), native);
+            let fused = ropes.or(FusedAttention::obstacle(attention));
+            plan.add("attention", of_part(fused, attention.native_obstacle()));
+            let fused = FusedFeedForward::obstacle(feed_forward);
+            plan.add("feed-forward network", of_part(fused, feed_forward.native_obstacle()));
         }
         for (_, linear) in decoder.clone().linears_mut() {
             plan.add("linear layer", linear.path());
@@ -137,9 +138,10 @@ impl Plan {
     }
 }
 
-/// An attention or a feed-forward network; `obstacle`: what stands in the way of its fused block.
-fn of_block(kernels: Kernels, obstacle: Option<&'static str>) -> Path {
-    match (kernels, obstacle) {
+/// An attention or a feed-forward network; `fused` and `native`: what stands in the way of its fused block and of its kernel.
+fn of_block(kernels: Kernels, fused: Option<&'static str>, native: Option<&'static str>) -> Path {
+    match (kernels, fused) {
+        (Kernels::Native | Kernels::NativeBf16, _) if native.is_some() => ("MLX operations", native),
         (Kernels::Native | Kernels::NativeBf16, _) => ("native kernel, f32", None),
         (Kernels::Fused, None) => ("fused block in compiled updates", None),
         (Kernels::Fused, obstacle) => ("MLX operations", obstacle),

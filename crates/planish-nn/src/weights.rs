@@ -79,13 +79,13 @@ impl<'a> Weights<'a> {
         })
     }
 
-    pub(crate) fn embedding(&mut self, path: &str) -> Result<Embedding> {
+    pub(crate) fn embedding(&mut self, path: &str, factor: f32, is_head: bool) -> Result<Embedding> {
         let mut table = self.matrix(path)?;
         let mut packed_head = None;
         if self.kernels == Kernels::NativeBf16
             && let LinearBase::Dense { weight } = &mut table
         {
-            if self.config.tie_word_embeddings {
+            if is_head {
                 packed_head = Some(packed(weight)?);
             }
             *weight = weight.as_dtype(Dtype::Bfloat16)?;
@@ -95,14 +95,16 @@ impl<'a> Weights<'a> {
             table,
             packed_head,
             widens: self.kernels == Kernels::NativeBf16,
+            factor,
             kernels: self.kernels,
         })
     }
 
-    pub(crate) fn rms_norm(&mut self, path: &str) -> Result<RmsNorm> {
+    pub(crate) fn rms_norm(&mut self, path: &str, eps: f32, offset: f32) -> Result<RmsNorm> {
         Ok(RmsNorm {
             weight: self.float(&format!("{path}.weight"))?,
-            eps: self.config.rms_norm_eps,
+            offset,
+            eps,
             kernels: self.kernels,
         })
     }

@@ -1,5 +1,6 @@
 //! Whether a run fits in memory: an estimate from the shapes alone, and what to change where it does not.
 
+use planish_core::arch::{Layer, Mixer};
 use planish_core::model_config::ModelConfig;
 use planish_core::target_modules::resolve;
 use planish_core::units::format_bytes;
@@ -81,16 +82,16 @@ fn adapter_numbers(config: &ModelConfig, options: &TrainOptions) -> Result<u64> 
     let Tuning::Adapters(lora) = &options.tuning else {
         return Ok(0);
     };
-    let linears = config.block_linear_layers();
+    let (arch, linears) = (&config.arch, config.arch.linears());
     let mut paths: Vec<String> = linears.iter().map(|linear| linear.path.clone()).collect();
-    if !config.tie_word_embeddings {
-        paths.push("lm_head".to_owned());
+    if !arch.head.is_tied {
+        paths.push(arch.head_path());
     }
     let targets = resolve(&lora.targets, &paths)?;
     let ranks = lora.ranks.resolve(lora.rank, &targets)?;
     let size = |path: &str| {
         let linear = linears.iter().find(|linear| linear.path == path);
-        linear.map_or(config.vocab_size + config.hidden_size, |linear| {
+        linear.map_or(arch.vocab_size + arch.hidden_size, |linear| {
             linear.input_dims + linear.output_dims
         })
     };
@@ -103,20 +104,25 @@ fn adapter_numbers(config: &ModelConfig, options: &TrainOptions) -> Result<u64> 
 
 fn activations(config: &ModelConfig, options: &TrainOptions, rows: u64, length: u64, element: u64) -> u64 {
     let positions = rows * length;
-    let (hidden, wide) = (config.hidden_size as u64, config.intermediate_size as u64);
-    let attention = KEPT_ATTENTION * rows * config.n_heads as u64 * length * length;
-    let block = (positions * (KEPT_HIDDEN * hidden + KEPT_FEED_FORWARD * wide) + attention) * element;
-    let blocks = config.n_layers as u64;
+    let hidden = config.arch.hidden_size as u64;
+    let of_layer = |layer: &Layer| {
+        let scores = match &layer.mixer {
+            Mixer::Attention(attention) => KEPT_ATTENTION * rows * attention.n_heads as u64 * length * length,
+        };
+        let wide = layer.feed_forward.width() as u64;
+        (positions * (KEPT_HIDDEN * hidden + KEPT_FEED_FORWARD * wide) + scores) * element
+    };
+    let layers = config.arch.layers.iter().map(of_layer);
     if options.activation_checkpointing {
-        block + blocks * positions * hidden * element
+        layers.max().unwrap_or(0) + config.arch.layers.len() as u64 * positions * hidden * element
     } else {
-        block * blocks
+        layers.sum()
     }
 }
 
 fn logits(config: &ModelConfig, options: &TrainOptions, positions: usize) -> u64 {
-    let row = config.vocab_size * size_of::<f32>();
-    let automatic = automatic_chunk(DeviceKind::Cpu, positions, config.vocab_size);
+    let row = config.arch.vocab_size * size_of::<f32>();
+    let automatic = automatic_chunk(DeviceKind::Cpu, positions, config.arch.vocab_size);
     let at_once = options.chunk_tokens.unwrap_or(automatic).min(positions);
     // A head that trains keeps every chunk's logits until the backward pass.
     let kept = if options.tuning == Tuning::Full {

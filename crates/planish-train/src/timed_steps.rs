@@ -32,7 +32,7 @@ pub fn timed_steps(
         weights: &weights,
     };
     let mut random = ChaCha8Rng::seed_from_u64(options.seed);
-    let vocab_size = model.config().vocab_size;
+    let vocab_size = model.config().arch.vocab_size;
     let mut updates = Updates::new(model, &Sft, &about)?;
     let mut launch = |step: usize, updates: &mut Updates| {
         let window = random_window(rows, length, vocab_size, &mut random);

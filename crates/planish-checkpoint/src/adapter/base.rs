@@ -72,27 +72,28 @@ impl BaseModel {
             };
             modules.insert(linear.path, module);
         }
-        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let (embedding, head) = ("model.embed_tokens", "lm_head");
+        let arch = &config.arch;
+        let (vocab, hidden) = (arch.vocab_size, arch.hidden_size);
+        let (embedding, head) = (arch.embedding_path(), arch.head_path());
         let module = BaseModule {
             input_dims: vocab,
             output_dims: hidden,
             is_embedding: true,
-            bits: bits(embedding),
+            bits: bits(&embedding),
         };
-        modules.insert(embedding.to_string(), module);
-        if !config.tie_word_embeddings {
+        modules.insert(embedding, module);
+        if !arch.head.is_tied {
             let module = BaseModule {
                 input_dims: hidden,
                 output_dims: vocab,
                 is_embedding: false,
-                bits: bits(head),
+                bits: bits(&head),
             };
-            modules.insert(head.to_string(), module);
+            modules.insert(head, module);
         }
-        let tied_head = config.tie_word_embeddings;
+        let tied_head = arch.head.is_tied;
         Self {
-            n_layers: config.n_layers,
+            n_layers: arch.layers.len(),
             tied_head,
             modules,
             config_sha256: None,

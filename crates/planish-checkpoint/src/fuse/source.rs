@@ -51,7 +51,11 @@ impl Source {
             source: Box::new(source),
         })?;
         let store = TensorStore::open(model_dir)?;
-        let tied_head = config.tie_word_embeddings.then(|| "lm_head.weight".to_string());
+        let tied_head = config
+            .arch
+            .head
+            .is_tied
+            .then(|| format!("{}.weight", config.arch.head_path()));
         let rules = LoadRules {
             allow_unexpected: tied_head
                 .into_iter()
@@ -150,7 +154,8 @@ impl Source {
     fn plan(&self) -> Result<(Vec<TensorInfo>, BTreeMap<String, String>)> {
         let (mut infos, mut owners) = (Vec::new(), BTreeMap::new());
         // A tied head that is stored all the same would stay behind when the embedding changes.
-        let is_stray_head = |name: &str| self.config.tie_word_embeddings && name == "lm_head.weight";
+        let head = format!("{}.weight", self.config.arch.head_path());
+        let is_stray_head = |name: &str| self.config.arch.head.is_tied && name == head;
         for view in self.store.iter().filter(|view| !is_stray_head(view.name)) {
             let (module, leaf) = view.name.rsplit_once('.').unwrap_or((view.name, ""));
             match self.stored_form(module, leaf)? {

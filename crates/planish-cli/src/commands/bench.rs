@@ -176,7 +176,7 @@ fn training(args: &Args, device: DeviceInUse, model: &mut Model) -> Result<()> {
 
 /// Greedy continuation of a fixed prompt.
 fn generation(args: &Args, device: DeviceInUse, model: &Model, tokens: usize) -> Result<()> {
-    let vocab_size = model.config().vocab_size as u32;
+    let vocab_size = model.config().arch.vocab_size as u32;
     let prompt: Vec<u32> = (0..PROMPT_TOKENS as u32)
         .map(|i| (i * 7919 + 13) % vocab_size)
         .collect();

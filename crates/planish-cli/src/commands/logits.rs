@@ -26,7 +26,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let ids = model.token_array(&[&args.tokens])?;
     let hidden = model.hidden(&ids, &AttentionMask::Causal, None)?;
     let logits = host::to_f32_vec(&model.logits(&hidden)?)?;
-    let shape = [1, args.tokens.len(), model.config().vocab_size];
+    let shape = [1, args.tokens.len(), model.config().arch.vocab_size];
     let file = BTreeMap::from([("logits".to_string(), HostTensor::from_f32(&shape, &logits))]);
     tensors::write(&args.out, &file, &BTreeMap::new()).with_context(|| format!("cannot write {}", args.out.display()))
 }

@@ -1,5 +1,7 @@
 //! One JSON object of a `config.json`, read key by key; every error says which key, what it held, what was expected.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -7,32 +9,71 @@ use serde_json::{Map, Value};
 use crate::{Error, Result};
 
 /// An object of the file, and how errors name what is in it.
-pub(super) struct Keys<'a> {
+#[derive(Debug)]
+pub(crate) struct Keys<'a> {
     pub(super) path: &'a Path,
-    pub(super) prefix: String,
+    prefix: String,
     pub(super) map: &'a Map<String, Value>,
+    /// Keys that were asked for.
+    read: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Keys<'a> {
-    /// The value, unless absent or null.
-    pub(super) fn present(&self, key: &str) -> Option<&'a Value> {
+    pub(super) fn root(path: &'a Path, map: &'a Map<String, Value>) -> Self {
+        Self::new(path, String::new(), map)
+    }
+
+    fn new(path: &'a Path, prefix: String, map: &'a Map<String, Value>) -> Self {
+        Keys {
+            path,
+            prefix,
+            map,
+            read: RefCell::default(),
+        }
+    }
+
+    /// The value, unless absent or null. From here on the key counts as read.
+    pub(crate) fn present(&self, key: &str) -> Option<&'a Value> {
+        self.read.borrow_mut().insert(key.to_owned());
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    pub(super) fn size(&self, key: &str, max: usize) -> Result<usize> {
+    /// Whether somebody asked for the key.
+    pub(crate) fn was_read(&self, key: &str) -> bool {
+        self.read.borrow().contains(key)
+    }
+
+    /// Whether the key is there, be it null.
+    pub(crate) fn contains(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
+    /// Refuses an object in which something stands that nobody asked for.
+    pub(crate) fn refuse_unread(&self) -> Result<()> {
+        let unread = |(key, value): &(&String, &Value)| !value.is_null() && !self.was_read(key);
+        match self.map.iter().find(unread) {
+            Some((key, _)) => Err(self.unsupported(
+                key,
+                "planish does not use this key here, and it may change the computation",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn size(&self, key: &str, max: usize) -> Result<usize> {
         self.optional_size(key, max)?
             .ok_or_else(|| self.missing(key, "a positive integer"))
     }
 
-    pub(super) fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
+    pub(crate) fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
         self.integer(key, 1, max)
     }
 
-    pub(super) fn optional_count(&self, key: &str, max: usize) -> Result<Option<usize>> {
+    pub(crate) fn optional_count(&self, key: &str, max: usize) -> Result<Option<usize>> {
         self.integer(key, 0, max)
     }
 
-    pub(super) fn integer(&self, key: &str, min: usize, max: usize) -> Result<Option<usize>> {
+    pub(crate) fn integer(&self, key: &str, min: usize, max: usize) -> Result<Option<usize>> {
         let Some(value) = self.present(key) else {
             return Ok(None);
         };
@@ -43,7 +84,7 @@ impl<'a> Keys<'a> {
     }
 
     /// A number above 0 and at most `max`.
-    pub(super) fn positive(&self, key: &str, max: f64) -> Result<Option<f64>> {
+    pub(crate) fn positive(&self, key: &str, max: f64) -> Result<Option<f64>> {
         let Some(value) = self.present(key) else {
             return Ok(None);
         };
@@ -54,7 +95,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>> {
+    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>> {
         let Some(value) = self.present(key) else {
             return Ok(None);
         };
@@ -64,7 +105,7 @@ impl<'a> Keys<'a> {
             .ok_or_else(|| self.wrong(key, &describe(value), "true or false"))
     }
 
-    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>> {
         let Some(value) = self.present(key) else {
             return Ok(None);
         };
@@ -74,22 +115,31 @@ impl<'a> Keys<'a> {
             .ok_or_else(|| self.wrong(key, &describe(value), "a text"))
     }
 
-    pub(super) fn object(&self, key: &str) -> Result<Option<Keys<'a>>> {
+    pub(crate) fn object(&self, key: &str) -> Result<Option<Keys<'a>>> {
         let Some(value) = self.present(key) else {
             return Ok(None);
         };
         let map = value
             .as_object()
             .ok_or_else(|| self.wrong(key, &describe(value), "an object"))?;
-        Ok(Some(Keys {
-            path: self.path,
-            prefix: self.dotted(key) + ".",
-            map,
-        }))
+        Ok(Some(Keys::new(self.path, self.dotted(key) + ".", map)))
+    }
+
+    /// A list of numbers above 0.
+    pub(crate) fn positives(&self, key: &str) -> Result<Option<Vec<f32>>> {
+        let Some(value) = self.present(key) else {
+            return Ok(None);
+        };
+        let one = |value: &Value| value.as_f64().map(|x| x as f32).filter(|x| *x > 0.0 && x.is_finite());
+        let all = value
+            .as_array()
+            .and_then(|list| list.iter().map(one).collect::<Option<Vec<f32>>>());
+        all.map(Some)
+            .ok_or_else(|| self.wrong(key, &describe(value), "a list of numbers above 0"))
     }
 
     /// One id or a list of ids.
-    pub(super) fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
+    pub(crate) fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
         let Some(value) = self.present(key) else {
             return Ok(Vec::new());
         };
@@ -101,23 +151,15 @@ impl<'a> Keys<'a> {
         .ok_or_else(|| self.wrong(key, &describe(value), "a token id or a list of token ids"))
     }
 
-    /// The kind of rotary scaling with the key that says it: `rope_type`, formerly `type`.
-    pub(super) fn rope_type(&self) -> Result<Option<(&'static str, &'a str)>> {
-        match self.text("rope_type")? {
-            Some(name) => Ok(Some(("rope_type", name))),
-            None => Ok(self.text("type")?.map(|name| ("type", name))),
-        }
-    }
-
-    pub(super) fn dotted(&self, key: &str) -> String {
+    pub(crate) fn dotted(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 
-    pub(super) fn missing(&self, key: &str, expected: &str) -> Error {
+    pub(crate) fn missing(&self, key: &str, expected: &str) -> Error {
         self.wrong(key, "nothing", expected)
     }
 
-    pub(super) fn wrong(&self, key: &str, found: &str, expected: &str) -> Error {
+    pub(crate) fn wrong(&self, key: &str, found: &str, expected: &str) -> Error {
         Error::ModelKey {
             path: self.path.to_path_buf(),
             key: self.dotted(key),
@@ -126,7 +168,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub(super) fn unsupported(&self, key: &str, reason: &str) -> Error {
+    pub(crate) fn unsupported(&self, key: &str, reason: &str) -> Error {
         Error::UnsupportedModel {
             path: self.path.to_path_buf(),
             key: self.dotted(key),
@@ -137,7 +179,7 @@ impl<'a> Keys<'a> {
 }
 
 /// The value as JSON, cut to a length that fits a message.
-pub(super) fn describe(value: &Value) -> String {
+pub(crate) fn describe(value: &Value) -> String {
     const LONGEST: usize = 60;
     let text = value.to_string();
     match text.char_indices().nth(LONGEST) {

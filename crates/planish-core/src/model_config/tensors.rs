@@ -1,6 +1,7 @@
-//! The one place that knows the name and shape of every weight, in the Hugging Face layout.
+//! Name and shape of every tensor in a model's files, quantisation included.
 
-use super::{ModelConfig, QuantizationConfig, QuantizationMode};
+use super::{LinearSpec, ModelConfig, QuantizationMode};
+use crate::arch::ArchTensor;
 
 /// Name and shape of one tensor of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,119 +12,42 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
 }
 
-/// One linear layer: `y = x Wᵀ (+ bias)`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinearSpec {
-    /// Module path, such as `model.layers.0.self_attn.q_proj`.
-    pub path: String,
-    /// Width of `x`.
-    pub input_dims: usize,
-    /// Width of `y`.
-    pub output_dims: usize,
-    /// Whether there is a bias `[output_dims]`.
-    pub has_bias: bool,
-}
-
 impl ModelConfig {
     /// Every tensor that the checkpoint of such a model holds, in the order of the computation.
     ///
     /// For a quantised model: `weight` (u32, packed), `scales` and, for the affine mode, `biases` of each quantised module.
     pub fn expected_tensors(&self) -> Vec<TensorSpec> {
-        let mut list = TensorList {
-            quantization: self.quantization.as_ref(),
-            specs: Vec::new(),
-        };
-        list.matrix("model.embed_tokens", self.vocab_size, self.hidden_size);
-        for layer_idx in 0..self.n_layers {
-            let block = format!("model.layers.{layer_idx}");
-            list.vector(format!("{block}.input_layernorm.weight"), self.hidden_size);
-            for linear in self.block_linears(layer_idx) {
-                list.matrix(&linear.path, linear.output_dims, linear.input_dims);
-                if linear.has_bias {
-                    list.vector(format!("{}.bias", linear.path), linear.output_dims);
-                }
-            }
-            if self.qk_norm {
-                list.vector(format!("{block}.self_attn.q_norm.weight"), self.head_dim);
-                list.vector(format!("{block}.self_attn.k_norm.weight"), self.head_dim);
-            }
-            list.vector(format!("{block}.post_attention_layernorm.weight"), self.hidden_size);
-        }
-        list.vector("model.norm.weight".into(), self.hidden_size);
-        if !self.tie_word_embeddings {
-            list.matrix("lm_head", self.vocab_size, self.hidden_size);
-        }
-        list.specs
-    }
-
-    /// The linear layers of all blocks, in the order of the computation: what an adapter can attach to. The head and the
-    /// embedding are not among them.
-    pub fn block_linear_layers(&self) -> Vec<LinearSpec> {
-        (0..self.n_layers)
-            .flat_map(|layer_idx| self.block_linears(layer_idx))
+        self.arch
+            .tensors()
+            .iter()
+            .flat_map(|tensor| self.stored(tensor))
             .collect()
     }
 
-    fn block_linears(&self, layer_idx: usize) -> [LinearSpec; 7] {
-        let (d, ff) = (self.hidden_size, self.intermediate_size);
-        let (q, kv) = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
-        let (qkv_bias, o_bias) = (self.attention_qkv_bias, self.attention_output_bias);
-        let linear = |name: &str, input_dims, output_dims, has_bias| LinearSpec {
-            path: format!("model.layers.{layer_idx}.{name}"),
-            input_dims,
-            output_dims,
-            has_bias,
-        };
-        [
-            linear("self_attn.q_proj", d, q, qkv_bias),
-            linear("self_attn.k_proj", d, kv, qkv_bias),
-            linear("self_attn.v_proj", d, kv, qkv_bias),
-            linear("self_attn.o_proj", q, d, o_bias),
-            linear("mlp.gate_proj", d, ff, self.mlp_bias),
-            linear("mlp.up_proj", d, ff, self.mlp_bias),
-            linear("mlp.down_proj", ff, d, self.mlp_bias),
-        ]
-    }
-}
-
-struct TensorList<'a> {
-    quantization: Option<&'a QuantizationConfig>,
-    specs: Vec<TensorSpec>,
-}
-
-impl TensorList<'_> {
-    fn vector(&mut self, name: String, dims: usize) {
-        self.specs.push(TensorSpec {
-            name,
-            shape: vec![dims],
-        });
+    /// The linear layers of all blocks, in the order of the computation: [`Arch::linears`](crate::arch::Arch::linears).
+    pub fn block_linear_layers(&self) -> Vec<LinearSpec> {
+        self.arch.linears()
     }
 
-    /// A matrix that quantisation may have packed: `bits` bits an input in 32-bit words, one scale a group.
-    fn matrix(&mut self, path: &str, output_dims: usize, input_dims: usize) {
-        let Some(layer) = self.quantization.and_then(|q| q.for_module(path)) else {
-            self.specs.push(TensorSpec {
-                name: format!("{path}.weight"),
-                shape: vec![output_dims, input_dims],
-            });
-            return;
+    /// What the files hold of one tensor: a matrix may be packed, `bits` bits per input in 32-bit words, one scale per group.
+    fn stored(&self, tensor: &ArchTensor) -> Vec<TensorSpec> {
+        let quantization = self.quantization.as_ref().and_then(|q| q.for_module(&tensor.module));
+        let spec = |kind: &str, shape: Vec<usize>| TensorSpec {
+            name: format!("{}.{kind}", tensor.module),
+            shape,
         };
-        let words = input_dims * layer.bits / 32;
+        let (&[output_dims, input_dims], Some(layer)) = (tensor.shape.as_slice(), quantization) else {
+            return vec![spec(tensor.kind, tensor.shape.clone())];
+        };
         let groups = vec![output_dims, input_dims / layer.group_size];
-        self.specs.push(TensorSpec {
-            name: format!("{path}.weight"),
-            shape: vec![output_dims, words],
-        });
-        self.specs.push(TensorSpec {
-            name: format!("{path}.scales"),
-            shape: groups.clone(),
-        });
+        let mut stored = vec![
+            spec("weight", vec![output_dims, input_dims * layer.bits / 32]),
+            spec("scales", groups.clone()),
+        ];
         if layer.mode == QuantizationMode::Affine {
-            self.specs.push(TensorSpec {
-                name: format!("{path}.biases"),
-                shape: groups,
-            });
+            stored.push(spec("biases", groups));
         }
+        stored
     }
 }
 
@@ -156,12 +80,12 @@ mod tests {
             ("model.layers.0.self_attn.k_proj.weight", vec![64, 64]),
             ("model.layers.0.self_attn.v_proj.weight", vec![64, 64]),
             ("model.layers.0.self_attn.o_proj.weight", vec![64, 128]),
-            ("model.layers.0.mlp.gate_proj.weight", vec![96, 64]),
-            ("model.layers.0.mlp.up_proj.weight", vec![96, 64]),
-            ("model.layers.0.mlp.down_proj.weight", vec![64, 96]),
             ("model.layers.0.self_attn.q_norm.weight", vec![32]),
             ("model.layers.0.self_attn.k_norm.weight", vec![32]),
             ("model.layers.0.post_attention_layernorm.weight", vec![64]),
+            ("model.layers.0.mlp.gate_proj.weight", vec![96, 64]),
+            ("model.layers.0.mlp.up_proj.weight", vec![96, 64]),
+            ("model.layers.0.mlp.down_proj.weight", vec![64, 96]),
             ("model.norm.weight", vec![64]),
             ("lm_head.weight", vec![10, 64]),
         ]

@@ -123,7 +123,7 @@ impl Judge<'_> {
         let mut state = 0x9E37_79B9u32;
         let next = |_| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) % self.config.vocab_size as u32
+            (state >> 8) % self.config.arch.vocab_size as u32
         };
         (0..length).map(next).collect()
     }

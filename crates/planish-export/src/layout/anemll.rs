@@ -3,7 +3,6 @@
 //! Compatibility is by reading its host's code, not by running it.
 
 use coreml_mil::{BuiltFunction, DType, Dim, FunctionBuilder, MAIN, Result, Tensor, TensorType};
-use planish_core::model_config::ModelFamily;
 
 use super::{common_inputs, logit_names, monolith::user_defined, state_inputs};
 use crate::{
@@ -63,14 +62,14 @@ pub(crate) fn companion_files(
         yaml_string(name),
         yaml_string(&format!("{name}, exported for Core ML")),
         env!("CARGO_PKG_VERSION"),
-        decoder.config.family.model_type(),
+        decoder.model.config.family.model_type,
         settings.context,
         settings.prefill,
         settings.chunks.len(),
         settings.head_parts,
     );
     let config = serde_json::json!({
-        "model_type": decoder.config.family.model_type(),
+        "model_type": decoder.model.config.family.model_type,
         "tokenizer_class": tokenizer_class,
     });
     [
@@ -138,9 +137,9 @@ fn chunk_function(
     prefill: bool,
     plan: &mut WeightPlan,
 ) -> Result<BuiltFunction> {
-    let d = decoder.config.hidden_size;
+    let d = decoder.model.arch.hidden_size;
     let (first, stop) = settings.chunks[chunk_idx];
-    let last = stop == decoder.config.n_layers;
+    let last = stop == decoder.model.layers.len();
     let mut b = FunctionBuilder::new();
     let x = b.input("hidden_states", TensorType::new(DType::F16, &[1, tokens, d]))?;
     let inputs = common_inputs(&mut b, tokens, decoder.context)?;
@@ -164,7 +163,7 @@ fn lm_head(decoder: &Decoder, settings: &Settings) -> Result<PlannedPackage> {
     let mut b = FunctionBuilder::new();
     let x = b.input(
         "hidden_states",
-        TensorType::new(DType::F16, &[1, 1, decoder.config.hidden_size]),
+        TensorType::new(DType::F16, &[1, 1, decoder.model.arch.hidden_size]),
     )?;
     let logits = decoder.logits(&mut b, &mut plan, &x)?;
     let names = logit_names(logits.len());
@@ -190,7 +189,7 @@ fn package(
     plan: WeightPlan,
     part: &str,
 ) -> PlannedPackage {
-    let description = format!("{} decoder: {part}", decoder.config.family.model_type());
+    let description = format!("{} decoder: {part}", decoder.model.config.family.model_type);
     let user_defined = user_defined(decoder, settings);
     PlannedPackage {
         file_name,
@@ -203,11 +202,8 @@ fn package(
 }
 
 fn prefix(decoder: &Decoder) -> &'static str {
-    match decoder.config.family {
-        ModelFamily::Llama => "llama",
-        ModelFamily::Mistral => "mistral",
-        ModelFamily::Qwen2 | ModelFamily::Qwen3 => "qwen",
-    }
+    let family = decoder.model.config.family;
+    family.anemll.unwrap_or(family.model_type)
 }
 
 fn lut_suffix(format: WeightFormat) -> String {

@@ -33,7 +33,10 @@ pub(crate) fn plan(decoder: &Decoder, settings: &Settings, file_name: &str) -> R
         functions,
         plan,
         enumerated: Vec::new(),
-        description: format!("{} decoder, token ids to logits", decoder.config.family.model_type()),
+        description: format!(
+            "{} decoder, token ids to logits",
+            decoder.model.config.family.model_type
+        ),
         user_defined: user_defined(decoder, settings),
     })
 }
@@ -67,7 +70,7 @@ fn body(
 ) -> Result<(Vec<Tensor>, Option<Tensor>)> {
     let x = decoder.embed(b, plan, ids)?;
     let context = decoder.context(b, plan, &inputs.positions, &inputs.mask, cache)?;
-    let (x, new) = decoder.layers(b, plan, &x, &context, cache, 0..decoder.config.n_layers)?;
+    let (x, new) = decoder.layers(b, plan, &x, &context, cache, 0..decoder.model.layers.len())?;
     let x = decoder.final_norm(b, plan, &x)?;
     Ok((decoder.logits(b, plan, &x)?, new))
 }

@@ -184,7 +184,7 @@ fn judged(model: &Path, package: &Path) -> planish_export::Result<()> {
     let stored = StoredRows {
         source: &source,
         format: WeightFormat::Fp16,
-        head_rows: config.vocab_size,
+        head_rows: config.arch.vocab_size,
         importance: &none,
     };
     let judge = Judge {

@@ -2,9 +2,10 @@
 
 use std::f64::consts::PI;
 
+use planish_core::families::{self, Family};
 use serde_json::{Map, Value as Json, json};
 
-use super::{Architecture, Gguf, Metadata};
+use super::{Gguf, Metadata};
 use crate::{Dtype, Error, Result};
 
 /// The tensor of Llama 3's rope factors.
@@ -40,18 +41,20 @@ const WITHOUT_EFFECT: [&str; 5] = [
     "expert_used_count",                    // without experts, nothing
 ];
 
-/// Which architecture the file claims.
+/// Which family the file's architecture is read as, and how such files are made.
 ///
 /// # Errors
 /// [`Error::UnsupportedMetadata`] for another one, or for one part of a split model.
-pub fn architecture(metadata: &Metadata) -> Result<Architecture> {
+pub fn family(metadata: &Metadata) -> Result<(&'static Family, families::Gguf)> {
     let key = "general.architecture";
     let name = metadata.required(key, metadata.text(key)?)?;
-    let architecture = Architecture::from_name(name).ok_or_else(|| {
-        metadata.unsupported(
-            key,
-            "the architectures llama (with mistral), qwen2 and qwen3 are converted",
-        )
+    let found = Family::of_gguf(name).ok_or_else(|| {
+        let mut known: Vec<&str> = families::ALL
+            .iter()
+            .filter_map(|family| Some(family.gguf?.architecture))
+            .collect();
+        known.dedup();
+        metadata.unsupported(key, format!("the architectures {} are converted", known.join(", ")))
     })?;
     if metadata.whole("split.count")?.is_some_and(|n| n > 1) {
         return Err(metadata.unsupported(
@@ -59,7 +62,7 @@ pub fn architecture(metadata: &Metadata) -> Result<Architecture> {
             "join the parts first, with llama.cpp's gguf-split --merge",
         ));
     }
-    Ok(architecture)
+    Ok(found)
 }
 
 /// The `config.json` of a file's model, complete: absent keys of GGUF get the values that llama.cpp assumes.
@@ -67,10 +70,10 @@ pub fn architecture(metadata: &Metadata) -> Result<Architecture> {
 /// # Errors
 /// [`Error::MissingMetadata`], [`Error::MetadataType`]; [`Error::UnsupportedMetadata`] for a key that alters the
 /// computation in a way that such a `config.json` cannot say.
-pub fn model_config(file: &Gguf, architecture: Architecture, dtype: Dtype) -> Result<Map<String, Json>> {
+pub fn model_config(file: &Gguf, family: &Family, form: families::Gguf, dtype: Dtype) -> Result<Map<String, Json>> {
     let keys = Keys {
         metadata: file.metadata(),
-        prefix: architecture.name(),
+        prefix: form.architecture,
     };
     keys.refuse_unknown()?;
     keys.refuse_other_attention()?;
@@ -80,14 +83,13 @@ pub fn model_config(file: &Gguf, architecture: Architecture, dtype: Dtype) -> Re
     let head_dim = keys.head_dim(hidden_size, n_heads)?;
     let theta = keys.real_or("rope.freq_base", 10_000.0)?;
     let embedding = tensor_shape(file, "token_embd.weight")?;
-    let (model_type, class) = architecture.hugging_face();
     let has = |name: &str| file.tensor(name).is_some();
     let eps_key = "attention.layer_norm_rms_epsilon";
     let eps = keys.metadata.required(&keys.full(eps_key), keys.real(eps_key)?)?;
 
     let config = json!({
-        "architectures": [class],
-        "model_type": model_type,
+        "architectures": [family.class],
+        "model_type": family.model_type,
         "hidden_size": hidden_size,
         "intermediate_size": keys.whole("feed_forward_length")?,
         "num_hidden_layers": keys.whole("block_count")?,

@@ -1,18 +1,20 @@
 //! A Hugging Face folder → a GGUF file that llama.cpp loads.
 
 use std::collections::{BTreeMap, HashSet};
-use std::f64::consts::PI;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use planish_core::model_config::{ModelConfig, ModelFamily, RopeConfig, RopeScaling, TensorSpec};
+use planish_core::arch::{ArchTensor, Role, Rope, RopeScaling};
+use planish_core::model_config::ModelConfig;
 
 use super::config::ROPE_FACTORS;
+use super::names::permuted_heads;
 use super::quantize::quantize;
 use super::rows::RowOrder;
+use super::sayable::Sayable;
 use super::weights::{WeightFiles, WeightSource};
-use super::{Architecture, TensorPlan, TensorType, Value, gguf_name, tokenizer, write};
+use super::{TensorPlan, TensorType, Value, gguf_name, tokenizer, write};
 use crate::{Dtype, Error, Event, Progress, Result, Stage};
 
 /// How the matrices of an exported file are stored; vectors (norms, biases) are always f32.
@@ -57,9 +59,9 @@ impl ExportFormat {
     }
 
     /// How one tensor is stored.
-    fn kind(self, spec: &TensorSpec) -> TensorType {
-        let is_vocabulary = matches!(spec.name.as_str(), "model.embed_tokens.weight" | "lm_head.weight");
-        match (self, spec.shape.as_slice()) {
+    fn kind(self, tensor: &ArchTensor) -> TensorType {
+        let is_vocabulary = matches!(tensor.role, Role::Embedding | Role::Head);
+        match (self, tensor.shape.as_slice()) {
             (_, [_]) | (Self::F32, _) => TensorType::F32,
             (Self::Bf16, _) => TensorType::BF16,
             // A row that is no whole number of blocks cannot be quantised.
@@ -122,7 +124,6 @@ pub fn export_gguf(
             problem: "the weights are quantised in MLX's form: dequantise first, with planish fuse --dequantize".into(),
         });
     }
-    refuse_unsayable(&config, &config_path)?;
     export_gguf_from(folder, &config, &WeightFiles::open(folder)?, file, format, progress)
 }
 
@@ -139,13 +140,16 @@ pub fn export_gguf_from(
     format: ExportFormat,
     progress: &mut dyn Progress,
 ) -> Result<ExportReport> {
-    refuse_unsayable(config, &folder.join("config.json"))?;
+    let sayable = Sayable::of(config).map_err(|problem| Error::CannotExport {
+        path: folder.join("config.json"),
+        problem,
+    })?;
     let tokenizer = tokenizer::to_gguf(folder, config)?;
     let mut notes = tokenizer.notes;
-    let sources = plan(config, weights, format, folder, &mut notes)?;
+    let sources = plan(config, &sayable, weights, format, folder, &mut notes)?;
 
-    let mut metadata = general_metadata(config, folder, format);
-    metadata.extend(model_metadata(config));
+    let mut metadata = general_metadata(&sayable, folder, format);
+    metadata.extend(model_metadata(config, &sayable));
     metadata.extend(tokenizer.metadata);
 
     let plans: Vec<TensorPlan> = sources.iter().map(|source| source.plan.clone()).collect();
@@ -229,57 +233,53 @@ impl Source {
 
 fn plan(
     config: &ModelConfig,
+    sayable: &Sayable<'_>,
     weights: &dyn WeightSource,
     format: ExportFormat,
     folder: &Path,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Source>> {
-    let architecture = Architecture::of_family(config.family);
-    let specs = config.expected_tensors();
+    let tensors = config.arch.tensors();
     let mut shapes = weights.shapes();
-    check_names(config, &shapes, &specs, folder, notes)?;
-    let mut sources = Vec::with_capacity(specs.len() + 1);
-    for spec in specs {
-        let Some(found) = shapes.remove(&spec.name) else {
+    check_names(config, &shapes, &tensors, folder, notes)?;
+    let mut sources = Vec::with_capacity(tensors.len() + 1);
+    for tensor in tensors {
+        let own_name = tensor.name();
+        let Some(found) = shapes.remove(&own_name) else {
             return Err(Error::MissingTensor {
                 path: folder.to_path_buf(),
-                tensor: spec.name,
+                tensor: own_name,
             });
         };
-        if found != spec.shape {
-            let expected = spec.shape;
+        if found != tensor.shape {
+            let expected = tensor.shape;
             return Err(Error::TensorShape {
                 path: folder.to_path_buf(),
-                tensor: spec.name,
+                tensor: own_name,
                 found,
                 expected,
             });
         }
-        // Every name of the supported families has its counterpart.
-        let Some(name) = gguf_name(&spec.name) else {
-            return Err(Error::MissingTensor {
-                path: folder.to_path_buf(),
-                tensor: spec.name,
-            });
-        };
-        let kind = format.kind(&spec);
+        let name = gguf_name(tensor.role, tensor.kind);
+        let kind = format.kind(&tensor);
         if kind == TensorType::F16 && format != ExportFormat::F16 {
             notes.push(format!(
                 "{name} is stored as F16: its rows are no whole number of blocks of 32"
             ));
         }
-        let order = row_order(architecture, config, &spec.name);
+        let heads = permuted_heads(sayable.form, &config.arch, tensor.role);
+        let order = heads.map_or(RowOrder::Same, |n_heads| RowOrder::JoinPairs { n_heads });
         let plan = TensorPlan {
             name,
-            shape: spec.shape,
+            shape: tensor.shape,
             kind,
         };
         sources.push(Source {
             plan,
-            content: Content::Weight { name: spec.name, order },
+            content: Content::Weight { name: own_name, order },
         });
     }
-    if let Some(factors) = rope_factors(&config.rope, config.head_dim) {
+    if let Some(factors) = rope_factors(sayable.rope) {
         let plan = TensorPlan {
             name: ROPE_FACTORS.to_owned(),
             shape: vec![factors.len()],
@@ -297,63 +297,27 @@ fn plan(
 fn check_names(
     config: &ModelConfig,
     shapes: &BTreeMap<String, Vec<usize>>,
-    specs: &[TensorSpec],
+    tensors: &[ArchTensor],
     folder: &Path,
     notes: &mut Vec<String>,
 ) -> Result<()> {
-    let expected: HashSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+    let expected: HashSet<String> = tensors.iter().map(ArchTensor::name).collect();
     for name in shapes.keys().filter(|name| !expected.contains(name.as_str())) {
-        if name == "lm_head.weight" && config.tie_word_embeddings {
+        if name == "lm_head.weight" && config.arch.head.is_tied {
             notes.push("lm_head.weight is left out: the embeddings are tied".to_owned());
         } else if !name.ends_with(".rotary_emb.inv_freq") {
             return Err(Error::UnexpectedTensor {
                 path: folder.to_path_buf(),
                 tensor: name.clone(),
-                architecture: config.family.model_type(),
+                architecture: config.family.model_type,
             });
         }
     }
     Ok(())
 }
 
-fn row_order(architecture: Architecture, config: &ModelConfig, name: &str) -> RowOrder {
-    if architecture.permutes_q_and_k() && name.contains(".q_proj.") {
-        RowOrder::JoinPairs {
-            n_heads: config.n_heads,
-        }
-    } else if architecture.permutes_q_and_k() && name.contains(".k_proj.") {
-        RowOrder::JoinPairs {
-            n_heads: config.n_kv_heads,
-        }
-    } else {
-        RowOrder::Same
-    }
-}
-
-/// What would be lost without a word, and then change the model's numbers in llama.cpp.
-fn refuse_unsayable(config: &ModelConfig, path: &Path) -> Result<()> {
-    let refuse = |problem: &str| {
-        Err(Error::CannotExport {
-            path: path.to_path_buf(),
-            problem: problem.to_owned(),
-        })
-    };
-    if config
-        .sliding_window
-        .is_some_and(|window| window < config.max_position_embeddings)
-    {
-        return refuse(
-            "llama.cpp has no sliding_window for this family: lower max_position_embeddings to the window (then nothing changes), or set sliding_window to null",
-        );
-    }
-    if config.family == ModelFamily::Qwen3 && config.attention_qkv_bias {
-        return refuse("llama.cpp reads no attention biases in qwen3 models");
-    }
-    Ok(())
-}
-
-fn general_metadata(config: &ModelConfig, folder: &Path, format: ExportFormat) -> Vec<(String, Value)> {
-    let architecture = Architecture::of_family(config.family).name();
+fn general_metadata(sayable: &Sayable<'_>, folder: &Path, format: ExportFormat) -> Vec<(String, Value)> {
+    let architecture = sayable.form.architecture;
     let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
     let name = absolute
         .file_name()
@@ -371,27 +335,28 @@ fn general_metadata(config: &ModelConfig, folder: &Path, format: ExportFormat) -
     metadata
 }
 
-fn model_metadata(config: &ModelConfig) -> Vec<(String, Value)> {
-    let architecture = Architecture::of_family(config.family).name();
+fn model_metadata(config: &ModelConfig, sayable: &Sayable<'_>) -> Vec<(String, Value)> {
+    let (arch, attention, rope) = (&config.arch, sayable.attention, sayable.rope);
     let whole = |n: usize| Value::U32(n as u32);
     let mut pairs = vec![
-        ("block_count", whole(config.n_layers)),
+        ("block_count", whole(arch.layers.len())),
         ("context_length", whole(config.max_position_embeddings)),
-        ("embedding_length", whole(config.hidden_size)),
-        ("feed_forward_length", whole(config.intermediate_size)),
-        ("attention.head_count", whole(config.n_heads)),
-        ("attention.head_count_kv", whole(config.n_kv_heads)),
-        ("attention.key_length", whole(config.head_dim)),
-        ("attention.value_length", whole(config.head_dim)),
-        ("attention.layer_norm_rms_epsilon", Value::F32(config.rms_norm_eps)),
-        ("rope.dimension_count", whole(config.head_dim)),
-        ("rope.freq_base", Value::F32(config.rope.theta)),
-        ("vocab_size", whole(config.vocab_size)),
+        ("embedding_length", whole(arch.hidden_size)),
+        ("feed_forward_length", whole(sayable.feed_forward_dims)),
+        ("attention.head_count", whole(attention.n_heads)),
+        ("attention.head_count_kv", whole(attention.n_kv_heads)),
+        ("attention.key_length", whole(attention.head_dim)),
+        ("attention.value_length", whole(attention.head_dim)),
+        ("attention.layer_norm_rms_epsilon", Value::F32(sayable.eps)),
+        ("rope.dimension_count", whole(rope.dims)),
+        ("rope.freq_base", Value::F32(rope.theta)),
+        ("vocab_size", whole(arch.vocab_size)),
     ];
-    if let RopeScaling::Linear { factor } = config.rope.scaling {
+    if let RopeScaling::Linear { factor } = rope.scaling {
         pairs.push(("rope.scaling.type", Value::from("linear")));
         pairs.push(("rope.scaling.factor", Value::F32(factor)));
     }
+    let architecture = sayable.form.architecture;
     pairs
         .into_iter()
         .map(|(key, value)| (format!("{architecture}.{key}"), value))
@@ -399,26 +364,14 @@ fn model_metadata(config: &ModelConfig) -> Vec<(String, Value)> {
 }
 
 /// Llama 3's scaling as llama.cpp wants it: what the frequency of each pair is divided by.
-fn rope_factors(rope: &RopeConfig, head_dim: usize) -> Option<Vec<f32>> {
-    let RopeScaling::Llama3 {
-        factor,
-        low_freq_factor,
-        high_freq_factor,
-        original_max_position_embeddings,
-    } = rope.scaling
-    else {
+fn rope_factors(rope: &Rope) -> Option<Vec<f32>> {
+    let RopeScaling::Llama3 { .. } = rope.scaling else {
         return None;
     };
-    let (factor, low, high) = (
-        f64::from(factor),
-        f64::from(low_freq_factor),
-        f64::from(high_freq_factor),
-    );
-    let of_pair = |i: usize| {
-        let wavelength = 2.0 * PI * f64::from(rope.theta).powf(2.0 * i as f64 / head_dim as f64);
-        let smooth = (original_max_position_embeddings as f64 / wavelength - low) / (high - low);
-        let smooth = smooth.clamp(0.0, 1.0);
-        (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
+    let plain = Rope {
+        scaling: RopeScaling::None,
+        ..rope.clone()
     };
-    Some((0..head_dim / 2).map(of_pair).collect())
+    let pairs = plain.frequencies(1).into_iter().zip(rope.frequencies(1));
+    Some(pairs.map(|(plain, scaled)| (plain / scaled) as f32).collect())
 }

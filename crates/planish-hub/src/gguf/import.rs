@@ -6,12 +6,15 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use planish_core::arch::ArchTensor;
+use planish_core::families;
 use planish_core::fs::AtomicDir;
-use planish_core::model_config::{ModelConfig, TensorSpec};
+use planish_core::model_config::ModelConfig;
 use serde_json::{Map, Value as Json};
 
+use super::names::permuted_heads;
 use super::rows::RowOrder;
-use super::{Architecture, Gguf, TensorInfo, TensorType, config, dequantize, gguf_name, tokenizer};
+use super::{Gguf, TensorInfo, TensorType, config, dequantize, gguf_name, tokenizer};
 use crate::error::io_at;
 use crate::manifest::is_free;
 use crate::{Dtype, Error, Event, Progress, Result, Stage};
@@ -102,21 +105,22 @@ struct Model<'a> {
 
 /// One tensor of the folder and where it comes from.
 struct PlannedTensor<'a> {
-    spec: TensorSpec,
+    /// Its name in the folder.
+    name: String,
     info: &'a TensorInfo,
     order: RowOrder,
 }
 
 impl<'a> Model<'a> {
     fn plan(gguf: &'a Gguf, dtype: Dtype) -> Result<Self> {
-        let architecture = config::architecture(gguf.metadata())?;
-        let mut config = config::model_config(gguf, architecture, dtype)?;
+        let (family, form) = config::family(gguf.metadata())?;
+        let mut config = config::model_config(gguf, family, form, dtype)?;
         let context_length = config["max_position_embeddings"].as_u64().unwrap_or_default();
         let tokenizer = tokenizer::from_gguf(gguf.metadata(), context_length)?;
         config.extend(tokenizer.ids.clone());
         // Parsed again by the one reader of config.json: what it accepts is what training will load.
         let parsed = ModelConfig::from_json_str(&Json::Object(config.clone()).to_string(), gguf.path())?;
-        let tensors = plan_tensors(gguf, architecture, &parsed)?;
+        let tensors = plan_tensors(gguf, form, &parsed)?;
         Ok(Self {
             config,
             parsed,
@@ -126,31 +130,21 @@ impl<'a> Model<'a> {
     }
 }
 
-fn plan_tensors<'a>(
-    gguf: &'a Gguf,
-    architecture: Architecture,
-    config: &ModelConfig,
-) -> Result<Vec<PlannedTensor<'a>>> {
+fn plan_tensors<'a>(gguf: &'a Gguf, form: families::Gguf, config: &ModelConfig) -> Result<Vec<PlannedTensor<'a>>> {
     let path = || gguf.path().to_path_buf();
     let by_name: HashMap<&str, &TensorInfo> = gguf.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
     let mut used = HashSet::from([config::ROPE_FACTORS]);
     let mut planned = Vec::new();
-    for spec in config.expected_tensors() {
-        // Every name of the supported families has its counterpart.
-        let Some(name) = gguf_name(&spec.name) else {
-            return Err(Error::MissingTensor {
-                path: path(),
-                tensor: spec.name,
-            });
-        };
+    for tensor in config.arch.tensors() {
+        let name = gguf_name(tensor.role, tensor.kind);
         let Some(info) = by_name.get(name.as_str()).copied() else {
             return Err(Error::MissingTensor {
                 path: path(),
                 tensor: name,
             });
         };
-        if info.shape != spec.shape {
-            let (found, expected) = (info.shape.clone(), spec.shape);
+        if info.shape != tensor.shape {
+            let (found, expected) = (info.shape.clone(), tensor.shape);
             return Err(Error::TensorShape {
                 path: path(),
                 tensor: name,
@@ -158,7 +152,7 @@ fn plan_tensors<'a>(
                 expected,
             });
         }
-        let order = row_order(architecture, config, &spec.name);
+        let order = row_order(form, config, &tensor);
         if order != RowOrder::Same && info.shape.len() == 1 && info.kind.block_len() > 1 {
             let found = format!("type {} in a bias whose elements must be reordered", info.kind.name());
             return Err(Error::UnsupportedTensorType {
@@ -168,7 +162,11 @@ fn plan_tensors<'a>(
             });
         }
         used.insert(&info.name);
-        planned.push(PlannedTensor { order, info, spec });
+        planned.push(PlannedTensor {
+            name: tensor.name(),
+            info,
+            order,
+        });
     }
     match gguf
         .tensors()
@@ -178,24 +176,14 @@ fn plan_tensors<'a>(
         Some(extra) => Err(Error::UnexpectedTensor {
             path: path(),
             tensor: extra.name.clone(),
-            architecture: architecture.name(),
+            architecture: form.architecture,
         }),
         None => Ok(planned),
     }
 }
 
-fn row_order(architecture: Architecture, config: &ModelConfig, name: &str) -> RowOrder {
-    if architecture.permutes_q_and_k() && name.contains(".q_proj.") {
-        RowOrder::SplitPairs {
-            n_heads: config.n_heads,
-        }
-    } else if architecture.permutes_q_and_k() && name.contains(".k_proj.") {
-        RowOrder::SplitPairs {
-            n_heads: config.n_kv_heads,
-        }
-    } else {
-        RowOrder::Same
-    }
+fn row_order(form: families::Gguf, config: &ModelConfig, tensor: &ArchTensor) -> RowOrder {
+    permuted_heads(form, &config.arch, tensor.role).map_or(RowOrder::Same, |n_heads| RowOrder::SplitPairs { n_heads })
 }
 
 fn write_weights<'a>(
@@ -223,7 +211,7 @@ fn write_weights<'a>(
     };
     let views = tensors
         .iter()
-        .map(|tensor| (tensor.spec.name.as_str(), LazyTensor { tensor, run: &run }));
+        .map(|tensor| (tensor.name.as_str(), LazyTensor { tensor, run: &run }));
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let written = safetensors::serialize_to_file(views, Some(format), path);
     if let Some(failure) = run.failure.into_inner() {
@@ -270,7 +258,7 @@ impl safetensors::View for LazyTensor<'_, '_> {
     }
 
     fn shape(&self) -> &[usize] {
-        &self.tensor.spec.shape
+        &self.tensor.info.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {

@@ -1,47 +1,53 @@
-//! Tensor names: Hugging Face's and GGUF's.
+//! What tensors are called in a GGUF file.
 
-/// Tensors that a model has once.
-const WHOLE_MODEL: [(&str, &str); 3] = [
-    ("model.embed_tokens", "token_embd"),
-    ("model.norm", "output_norm"),
-    ("lm_head", "output"),
-];
+use planish_core::arch::{Arch, Mixer, Part, QkvProjections, Role};
+use planish_core::families;
 
-/// Tensors that every block has: after `model.layers.<i>.` there, `blk.<i>.` here.
-const PER_BLOCK: [(&str, &str); 11] = [
-    ("input_layernorm", "attn_norm"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"),
-    ("self_attn.q_norm", "attn_q_norm"),
-    ("self_attn.k_norm", "attn_k_norm"),
-    ("post_attention_layernorm", "ffn_norm"),
-    ("mlp.gate_proj", "ffn_gate"),
-    ("mlp.up_proj", "ffn_up"),
-    ("mlp.down_proj", "ffn_down"),
-];
-
-/// What a Hugging Face tensor is called in a GGUF file.
+/// The name of a module's `weight` or `bias`.
 ///
 /// ```
+/// use planish_core::arch::{Part, Role};
 /// use planish_hub::gguf::gguf_name;
-/// assert_eq!(gguf_name("model.layers.3.self_attn.q_proj.bias").as_deref(), Some("blk.3.attn_q.bias"));
-/// assert_eq!(gguf_name("lm_head.weight").as_deref(), Some("output.weight"));
-/// assert_eq!(gguf_name("visual.patch_embed.weight"), None);
+/// assert_eq!(gguf_name(Role::Layer(3, Part::Query), "bias"), "blk.3.attn_q.bias");
+/// assert_eq!(gguf_name(Role::Head, "weight"), "output.weight");
 /// ```
-pub fn gguf_name(hugging_face: &str) -> Option<String> {
-    let (module, suffix) = hugging_face.rsplit_once('.')?;
-    if !matches!(suffix, "weight" | "bias") {
-        return None;
+pub fn gguf_name(role: Role, kind: &str) -> String {
+    match role {
+        Role::Embedding => format!("token_embd.{kind}"),
+        Role::FinalNorm => format!("output_norm.{kind}"),
+        Role::Head => format!("output.{kind}"),
+        Role::Layer(layer_idx, part) => format!("blk.{layer_idx}.{}.{kind}", name_of_part(part)),
     }
-    let find = |table: &[(&str, &'static str)], name: &str| {
-        table.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| *ours)
+}
+
+fn name_of_part(part: Part) -> &'static str {
+    match part {
+        Part::PreMixerNorm => "attn_norm",
+        Part::Query => "attn_q",
+        Part::Key => "attn_k",
+        Part::Value => "attn_v",
+        Part::QueryNorm => "attn_q_norm",
+        Part::KeyNorm => "attn_k_norm",
+        Part::AttentionOutput => "attn_output",
+        Part::PostMixerNorm => "post_attention_norm",
+        Part::PreFeedForwardNorm => "ffn_norm",
+        Part::Gate => "ffn_gate",
+        Part::Up => "ffn_up",
+        Part::Down => "ffn_down",
+        Part::PostFeedForwardNorm => "post_ffw_norm",
+    }
+}
+
+/// How many heads' rows are stored in another order than Hugging Face's; `None` = the tensor is stored as it is.
+pub(super) fn permuted_heads(form: families::Gguf, arch: &Arch, role: Role) -> Option<usize> {
+    let Role::Layer(layer_idx, part) = role else {
+        return None;
     };
-    let Some(in_block) = module.strip_prefix("model.layers.") else {
-        return find(&WHOLE_MODEL, module).map(|name| format!("{name}.{suffix}"));
-    };
-    let (layer, part) = in_block.split_once('.')?;
-    let layer_idx: usize = layer.parse().ok()?;
-    find(&PER_BLOCK, part).map(|name| format!("blk.{layer_idx}.{name}.{suffix}"))
+    let Mixer::Attention(attention) = &arch.layers.get(layer_idx)?.mixer;
+    let QkvProjections::Separate { .. } = attention.projections;
+    match part {
+        Part::Query if form.permutes_query_and_key => Some(attention.n_heads),
+        Part::Key if form.permutes_query_and_key => Some(attention.n_kv_heads),
+        _ => None,
+    }
 }

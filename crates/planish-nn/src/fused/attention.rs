@@ -7,7 +7,7 @@ use super::rotation::{Heads, Turns, rotated};
 use crate::attention::Attention;
 use crate::joint::Joint;
 use crate::mask::ReadyMask;
-use crate::{Result, RmsNorm};
+use crate::{Linear, Result, RmsNorm, Rope};
 
 /// `x + attention(norm(x))` for training plain adapters.
 #[derive(Debug, Clone)]
@@ -21,14 +21,14 @@ pub(crate) struct FusedAttention {
 
 impl FusedAttention {
     /// Prepares a layer, whose weights of query, key and value become views of one matrix; `None` where it has more to do than
-    /// this is written for: norms of its heads, DoRA, quantised weights, ranks that differ or are large.
+    /// this is written for: norms of its heads, another rotation, DoRA, quantised weights, ranks that differ or are large.
     pub(crate) fn of(layer: &mut Attention) -> Result<Option<Self>> {
         let Ok((rank, rank_of_output)) = Self::ranks(layer) else {
             return Ok(None);
         };
         let joint = Joint::of([&mut layer.query, &mut layer.key, &mut layer.value])?;
         let Some(joint) = joint else { return Ok(None) };
-        let reading = [&layer.query, &layer.key, &layer.value];
+        let reading: [&Linear; 3] = [&layer.query, &layer.key, &layer.value];
         Ok(Some(Self {
             joint,
             reading: Packing::of(&reading, rank)?,
@@ -39,8 +39,11 @@ impl FusedAttention {
 
     /// The rank of query, key and value, and of the output; else why the layer is computed otherwise.
     fn ranks(layer: &Attention) -> Result<(i32, i32), &'static str> {
-        if layer.query_norm.is_some() || layer.key_norm.is_some() {
+        if layer.head_norms.is_some() {
             return Err("norms of the heads");
+        }
+        if !layer.rope.as_ref().is_some_and(Rope::turns_halves) {
+            return Err("a rotation that does not turn halves of whole heads");
         }
         if layer.head_dim % 8 != 0 || !can_norm(layer.query.input_dims()) {
             return Err("widths that are not multiples of 8");
@@ -71,7 +74,7 @@ impl FusedAttention {
         turns: &Turns,
     ) -> Result<Pending> {
         let (batch, length, dtype) = (shape[0], shape[1], x.residual.dtype());
-        let reading = [&layer.query, &layer.key, &layer.value];
+        let reading: [&Linear; 3] = [&layer.query, &layer.key, &layer.value];
         let packing = self.reading.as_ref();
         let a = packing.map(|packing| inner(&reading, packing, dtype)).transpose()?;
         let b = packing

@@ -1,8 +1,10 @@
+use planish_core::arch::Activation;
+
 use super::adapters::{Packing, common_rank, drops, inner, outer};
 use super::norm::{can_norm, normed};
 use super::output::{Pending, output_of_read};
 use super::swiglu::swiglu;
-use crate::mlp::SwiGlu;
+use crate::mlp::Gated;
 use crate::{Linear, Result, RmsNorm};
 
 /// `x + feed_forward(norm(x))` for training plain adapters.
@@ -13,8 +15,8 @@ pub(crate) struct FusedFeedForward {
 }
 
 impl FusedFeedForward {
-    /// `None` where a layer has more to do than this is written for: DoRA, quantised weights, ranks that differ or are large.
-    pub(crate) fn of(layer: &SwiGlu) -> Result<Option<Self>> {
+    /// `None` where a layer has more to do than this is written for: another activation, DoRA, quantised weights, ranks that differ or are large.
+    pub(crate) fn of(layer: &Gated) -> Result<Option<Self>> {
         let Ok((rank, rank_of_down)) = Self::ranks(layer) else {
             return Ok(None);
         };
@@ -25,7 +27,10 @@ impl FusedFeedForward {
     }
 
     /// The rank of gate and up, and of down; else why the layer is computed otherwise.
-    fn ranks(layer: &SwiGlu) -> Result<(i32, i32), &'static str> {
+    fn ranks(layer: &Gated) -> Result<(i32, i32), &'static str> {
+        if layer.activation != Activation::Silu {
+            return Err("an activation other than SiLU");
+        }
         if !layer.down.input_dims().is_multiple_of(8) || !can_norm(layer.gate.input_dims()) {
             return Err("widths that are not multiples of 8");
         }
@@ -33,18 +38,18 @@ impl FusedFeedForward {
     }
 
     /// What stands in the way of the fused block, where something does.
-    pub(crate) fn obstacle(layer: &SwiGlu) -> Option<&'static str> {
+    pub(crate) fn obstacle(layer: &Gated) -> Option<&'static str> {
         let dropout = (!Self::is_without_dropout(layer)).then_some("dropout");
         Self::ranks(layer).err().or(dropout)
     }
 
     /// Whether no adapter drops inputs, which this cannot do.
-    pub(crate) fn is_without_dropout(layer: &SwiGlu) -> bool {
+    pub(crate) fn is_without_dropout(layer: &Gated) -> bool {
         !drops(&[&layer.gate, &layer.up, &layer.down])
     }
 
     /// `h` `[b · s, d]` → as much, both sums that are pending.
-    pub(crate) fn forward(&self, layer: &SwiGlu, norm: &RmsNorm, h: &Pending) -> Result<Pending> {
+    pub(crate) fn forward(&self, layer: &Gated, norm: &RmsNorm, h: &Pending) -> Result<Pending> {
         let dtype = h.residual.dtype();
         let packed = |layers: &[&Linear], packing: Option<&Packing>| {
             let packed = packing.map(|packing| inner(layers, packing, dtype));

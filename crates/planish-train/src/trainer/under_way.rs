@@ -232,12 +232,7 @@ impl<'a> UnderWay<'a> {
 
     fn run_plan(&self, model: &Model, modules: Vec<String>) -> Result<RunPlan> {
         let trainable: usize = model.trainables().iter().map(|(_, value)| value.size()).sum();
-        let base: usize = model
-            .config()
-            .expected_tensors()
-            .iter()
-            .map(|t| t.shape.iter().product::<usize>())
-            .sum();
+        let base = model.config().arch.n_parameters();
         let (rank, scale) = self.exporter.rank_and_scale();
         Ok(RunPlan {
             total_steps: self.schedule.total_steps,

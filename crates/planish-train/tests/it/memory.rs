@@ -122,12 +122,7 @@ fn the_estimate_is_near_the_measured_peak() {
             .unwrap();
         let measured = plan["step_memory_bytes"].as_f64().unwrap();
         let model = tiny_model();
-        let weights: usize = model
-            .config()
-            .expected_tensors()
-            .iter()
-            .map(|t| t.shape.iter().product::<usize>())
-            .sum();
+        let weights = model.config().arch.n_parameters();
         let length = plan["shapes"]
             .as_array()
             .unwrap()

@@ -176,7 +176,7 @@ fn model(kernels: Kernels) -> Result<Model> {
 
 fn step(model: &mut Model) -> Result<Step> {
     let (names, arrays): (Vec<String>, Vec<Array>) = model.trainables().into_iter().unzip();
-    let vocabulary = model.config().vocab_size as f32;
+    let vocabulary = model.config().arch.vocab_size as f32;
     let mut numbers = Numbers(SEED + 1);
     let mut tokens = || ((numbers.next() + 1.0) / 2.0 * (vocabulary - 1.0)) as i32;
     let ids: Vec<i32> = (0..ROWS * LENGTH).map(|_| tokens()).collect();

@@ -29,7 +29,7 @@ pub struct GgufTokenizer {
 pub fn to_gguf(folder: &Path, config: &ModelConfig) -> Result<GgufTokenizer> {
     let source = Source::read(folder)?;
     let rule = source.rule()?;
-    let vocabulary = source.vocabulary(config.vocab_size)?;
+    let vocabulary = source.vocabulary(config.arch.vocab_size)?;
     let mut notes = Vec::new();
     let mut metadata = vec![
         ("tokenizer.ggml.model".to_owned(), Value::from("gpt2")),
