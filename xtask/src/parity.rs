@@ -57,6 +57,8 @@ enum Part {
     Gguf,
     /// Texts and masks of 14 families' chat templates against transformers' apply_chat_template
     Templates,
+    /// Tiny models of every family against the numbers of Hugging Face's classes, which lie beside the checkout
+    Families,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -65,8 +67,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if wants(Part::Templates) {
         failures.extend(templates::compare()?);
     }
-    // Templates need no model and no program.
-    if args.only != [Part::Templates] {
+    if wants(Part::Families) {
+        failures.extend(families()?);
+    }
+    // Templates and families need no program.
+    let needs_program = |part: &Part| !matches!(part, Part::Templates | Part::Families);
+    if args.only.is_empty() || args.only.iter().any(needs_program) {
         failures.extend(with_program(args, wants)?);
     }
     let count = failures.len();
@@ -111,6 +117,22 @@ fn with_program(args: &Args, wants: impl Fn(Part) -> bool) -> Result<Vec<String>
         }
     }
     Ok(failures)
+}
+
+/// A test of planish-nn, since gradients cannot be seen from outside: it prints a row per model and way of computing.
+fn families() -> Result<Option<String>> {
+    let test = [
+        "test",
+        "--package",
+        "planish-nn",
+        "--test",
+        "it",
+        "families::",
+        "--",
+        "--nocapture",
+    ];
+    let status = Command::new("cargo").args(test).current_dir(repo::root()).status()?;
+    Ok((!status.success()).then(|| "families: a model differs from its golden".to_owned()))
 }
 
 fn pull_smollm2(planish: &Path) -> Result<PathBuf> {

@@ -4,6 +4,7 @@
 //! model. Nothing outside this folder asks which family a model is of.
 
 mod dense;
+mod gemma3;
 mod llama;
 mod mistral;
 mod qwen2;
@@ -14,7 +15,14 @@ use crate::model_config::keys::Keys;
 use crate::{Result, suggest};
 
 /// Every family.
-pub static ALL: [&Family; 4] = [&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+pub static ALL: [&Family; 6] = [
+    &gemma3::TEXT,
+    &gemma3::WITH_VISION,
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+];
 
 /// A family of models that one reader understands.
 #[derive(Debug)]

@@ -110,8 +110,12 @@ impl Plan {
         let ropes = (!decoder.has_one_rope()).then_some("rotations that differ between layers");
         for block in &decoder.blocks {
             let (attention, feed_forward) = (&block.attention, &block.feed_forward);
-            let norms = block.plain_norms().is_none().then_some("norms other than one before each half");
-            let of_part = |fused: Option<&'static str>, native| of_block(chosen.kernels, sizes.or(norms).or(fused), native);
+            let norms = block
+                .plain_norms()
+                .is_none()
+                .then_some("norms other than one before each half");
+            let of_part =
+                |fused: Option<&'static str>, native| of_block(chosen.kernels, sizes.or(norms).or(fused), native);
             let fused = ropes.or(FusedAttention::obstacle(attention));
             plan.add("attention", of_part(fused, attention.native_obstacle()));
             let fused = FusedFeedForward::obstacle(feed_forward);

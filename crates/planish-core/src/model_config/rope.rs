@@ -15,13 +15,16 @@ const MAX_CONTEXT: usize = 1 << 30;
 /// Keys that concern other inputs than text.
 const WITHOUT_EFFECT: [&str; 2] = ["mrope_section", "mrope_interleaved"];
 
+/// What `rope_parameters` may be cut by.
+const LAYER_TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
+
 /// Where the settings stand, and what holds where they are silent.
 pub(crate) struct RopeSettings<'a, 'k> {
     /// The model's keys.
     keys: &'k Keys<'a>,
     /// `rope_parameters` and `rope_scaling`, as far as present.
     objects: Vec<Keys<'a>>,
-    /// Key for theta beside the objects.
+    /// Key for theta beside the objects; empty = none.
     pub(crate) theta_key: &'static str,
     /// Theta, if nothing says it.
     pub(crate) theta: f64,
@@ -47,15 +50,46 @@ impl<'a, 'k> RopeSettings<'a, 'k> {
             objects.push(object);
         }
         Ok(Self {
-            keys,
             objects,
             theta_key: "rope_theta",
+            ..Self::silent(keys, head_dim, context)
+        })
+    }
+
+    /// The rotation of layers of one type: what `rope_parameters` has under its name. `None` where it is not cut by type.
+    pub(crate) fn of_type(
+        keys: &'k Keys<'a>,
+        layer_type: &str,
+        head_dim: usize,
+        context: usize,
+    ) -> Result<Option<Self>> {
+        let Some(parameters) = keys.object("rope_parameters")? else {
+            return Ok(None);
+        };
+        if !parameters.map.values().any(Value::is_object) {
+            return Ok(None);
+        }
+        let objects = parameters.object(layer_type)?.into_iter().collect();
+        LAYER_TYPES.iter().for_each(|name| _ = parameters.present(name));
+        parameters.refuse_unread()?;
+        Ok(Some(Self {
+            objects,
+            ..Self::silent(keys, head_dim, context)
+        }))
+    }
+
+    /// The rotation of layers that nothing speaks of.
+    pub(crate) fn silent(keys: &'k Keys<'a>, head_dim: usize, context: usize) -> Self {
+        Self {
+            keys,
+            objects: Vec::new(),
+            theta_key: "",
             theta: 10_000.0,
             partial: None,
             head_dim,
             context,
             pairs: RopePairs::Halves,
-        })
+        }
     }
 
     /// The rotation.

@@ -36,7 +36,13 @@ MODELS = {
     "llama-affine-8bit": QUANTISED | dict(quantization=dict(group_size=32, bits=8)),
     "qwen2": BASE | dict(model_type="qwen2", rms_norm_eps=1e-6, rope_theta=1000000.0, tie_word_embeddings=True),
     "qwen3": BASE | dict(model_type="qwen3", rms_norm_eps=1e-6, head_dim=16, rope_theta=1000000.0),
+    # The root of its hidden size is exact in bf16, to which mlx-lm rounds the factor of the embedding whatever the dtype.
+    "gemma3": BASE | dict(model_type="gemma3_text", hidden_size=64, head_dim=16, rms_norm_eps=0.01, rope_theta=20000.0,
+                          rope_local_base_freq=500.0, rope_scaling=dict(rope_type="linear", factor=4.0),
+                          query_pre_attn_scalar=24, sliding_window=8, sliding_window_pattern=2,
+                          hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True),
 }
+del MODELS["gemma3"]["hidden_act"]
 
 
 def shapes(config):
@@ -51,7 +57,7 @@ def shapes(config):
             yield f"{block}.self_attn.{name}.weight", (out, inn)
             if bias or (family == "qwen2" and name != "o_proj"):
                 yield f"{block}.self_attn.{name}.bias", (out,)
-        if family == "qwen3":
+        if family in ("qwen3", "gemma3_text"):
             yield f"{block}.self_attn.q_norm.weight", (head_dim,)
             yield f"{block}.self_attn.k_norm.weight", (head_dim,)
         for name, out, inn in [("gate_proj", ff, d), ("up_proj", ff, d), ("down_proj", d, ff)]:
@@ -60,6 +66,9 @@ def shapes(config):
                 yield f"{block}.mlp.{name}.bias", (out,)
         yield f"{block}.input_layernorm.weight", (d,)
         yield f"{block}.post_attention_layernorm.weight", (d,)
+        if family == "gemma3_text":
+            yield f"{block}.pre_feedforward_layernorm.weight", (d,)
+            yield f"{block}.post_feedforward_layernorm.weight", (d,)
     yield "model.norm.weight", (d,)
     if not config["tie_word_embeddings"]:
         yield "lm_head.weight", (v, d)
@@ -123,7 +132,7 @@ def main():
         mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         model, _ = load_model(folder, strict=True)
-        if "sliding_window" in config:  # mlx-lm has the window, but takes it for models that mix block kinds only
+        if config["model_type"] == "mistral":  # mlx-lm has the window, but takes it for models that mix block kinds only
             model.model.swa_idx = 0
             for layer in model.layers:
                 layer.use_sliding = True
@@ -132,8 +141,8 @@ def main():
         greedy = [int(token) for token, _ in generate_step(tokens[0], model, max_tokens=32)]
         mx.save_safetensors(str(folder / "golden" / "golden.safetensors"),
                             dict(tokens=tokens, logits=logits, greedy=mx.array(np.array(greedy, np.int32))))
-        if name in ("qwen2", "llama-affine-4bit"):
-            for kind in ("lora", "dora"):
+        if name in ("qwen2", "llama-affine-4bit", "gemma3"):
+            for kind in ("lora",) if name == "gemma3" else ("lora", "dora"):
                 adapted(folder, kind, seed, tokens)
         print(name, "logits", float(logits.min()), "to", float(logits.max()), "greedy", greedy[:8])
 

@@ -58,7 +58,7 @@ fn check_gradients(model: &mut Model, golden: &TensorStore) {
     }
 }
 
-fn integers(store: &TensorStore, name: &str) -> Vec<u32> {
+pub(crate) fn integers(store: &TensorStore, name: &str) -> Vec<u32> {
     let bytes = store.require(name).unwrap().bytes;
     bytes
         .as_chunks::<4>()
@@ -91,6 +91,12 @@ fn golden_qwen2() {
 #[test]
 fn golden_qwen3() {
     check_family("qwen3");
+}
+
+#[test]
+fn golden_gemma3() {
+    check_family("gemma3");
+    check_adapter("gemma3", "lora");
 }
 
 #[test]

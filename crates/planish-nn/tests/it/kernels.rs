@@ -20,11 +20,13 @@ fn model(extra: &str, kernels: Kernels) -> Model {
     Model::random_with(&config, Dtype::Float32, kernels, 1).unwrap()
 }
 
-const FAMILIES: [&str; 4] = [
+const FAMILIES: [&str; 6] = [
     r#""model_type": "llama", "tie_word_embeddings": true"#,
     r#""model_type": "mistral", "sliding_window": 4"#,
     r#""model_type": "qwen2""#,
     r#""model_type": "qwen3", "rope_scaling": {"rope_type": "linear", "factor": 2.0}"#,
+    r#""model_type": "gemma3_text", "sliding_window": 4, "sliding_window_pattern": 2"#,
+    r#""model_type": "gemma3_text", "sliding_window": 4, "sliding_window_pattern": 2, "attn_logit_softcapping": 2.0"#,
 ];
 
 /// A second model with the trainables of the first, moved away from their start so that nothing is zero.

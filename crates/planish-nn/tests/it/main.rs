@@ -4,6 +4,7 @@
 
 mod adapters;
 mod cache;
+mod families;
 mod goldens;
 mod gradients;
 mod kernels;
