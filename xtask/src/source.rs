@@ -209,7 +209,7 @@ fn item_end(code: &str) -> usize {
 }
 
 /// The curly brackets that follow, unless a semicolon outside round and square brackets comes first.
-fn body_of(code: &str) -> Option<Range<usize>> {
+pub(crate) fn body_of(code: &str) -> Option<Range<usize>> {
     let (mut depth, mut start, mut curly) = (0i32, None, 0);
     for (at, c) in code.char_indices() {
         match c {

@@ -5,6 +5,10 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use clap::CommandFactory;
+use planish_checkpoint::Error as Checkpoint;
+use planish_checkpoint::adapter::Refusal;
+
 use crate::output;
 
 /// Wrong usage that clap cannot see; exit code 2.
@@ -45,7 +49,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         eprintln!("{interrupted}");
         return ExitCode::from(130);
     }
-    eprint!("{}", output::visible(&describe(error)));
+    eprint!("{}", output::visible(&describe(error, command_has("force"))));
     ExitCode::from(if is_usage(error) { 2 } else { 1 })
 }
 
@@ -70,7 +74,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
 }
 
 /// `error: …`, `  because: …` for every cause that says something new, `hint: …` for every way out.
-fn describe(error: &anyhow::Error) -> String {
+fn describe(error: &anyhow::Error, has_force: bool) -> String {
     let mut text = String::new();
     let mut hints = Vec::new();
     let mut said = String::new();
@@ -87,11 +91,55 @@ fn describe(error: &anyhow::Error) -> String {
         said.push_str(&message);
         hints.extend(lines.map(str::to_string));
     }
+    hints.extend(
+        error
+            .chain()
+            .find_map(refusal)
+            .and_then(|refusal| way_past(refusal, has_force)),
+    );
     for (i, hint) in hints.iter().enumerate() {
         let label = if i == 0 { "hint:" } else { "     " };
         text.push_str(&format!("{label} {hint}\n"));
     }
     text
+}
+
+/// Whether the command that runs takes a flag.
+fn command_has(flag: &str) -> bool {
+    let mut command = crate::cli::Cli::command();
+    for word in std::env::args().skip(1) {
+        match command.find_subcommand(&word).cloned() {
+            Some(sub) => command = sub,
+            None if word.starts_with('-') => {}
+            None => break,
+        }
+    }
+    command.get_arguments().any(|arg| arg.get_long() == Some(flag))
+}
+
+/// Why an adapter was refused, if that is the cause.
+fn refusal<'e>(cause: &'e (dyn std::error::Error + 'static)) -> Option<&'e Refusal> {
+    let checkpoint = match cause.downcast_ref() {
+        Some(planish_train::Error::Checkpoint(inner)) => Some(inner),
+        _ => cause.downcast_ref(),
+    };
+    match checkpoint? {
+        Checkpoint::AdapterRefused { refusal, .. } => Some(refusal),
+        _ => None,
+    }
+}
+
+/// What gets past a refusal, by a flag that exists: the library knows no flags.
+fn way_past(refusal: &Refusal, has_force: bool) -> Option<String> {
+    match refusal {
+        Refusal::UnsupportedPeftOption { .. } if !has_force => Some(
+            "or write a copy without the option, if it changes nothing here: planish adapter convert --force".into(),
+        ),
+        Refusal::UnsupportedPeftOption { .. } | Refusal::BaseMismatch { .. } if has_force => {
+            Some("or pass --force, if that changes nothing here".into())
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -106,7 +154,7 @@ mod tests {
             .context("cannot save")
             .unwrap_err();
         assert_eq!(
-            describe(&error),
+            describe(&error, false),
             "error: cannot save\n  because: disk full\nhint: free some space\n      or use another disk\n"
         );
     }
@@ -116,7 +164,20 @@ mod tests {
         let error = Err::<(), _>(anyhow::anyhow!("no such file"))
             .context("a.json: no such file")
             .unwrap_err();
-        assert_eq!(describe(&error), "error: a.json: no such file\n");
+        assert_eq!(describe(&error, false), "error: a.json: no such file\n");
+    }
+
+    #[test]
+    fn way_past_a_refusal_is_one_that_the_command_has() {
+        let path = "adapter".into();
+        let refusal = Box::new(Refusal::UnsupportedPeftOption {
+            key: "use_new_thing".into(),
+            value: "true".into(),
+        });
+        let error = anyhow::Error::new(Checkpoint::AdapterRefused { path, refusal });
+        let last_line = |has_force| describe(&error, has_force).lines().last().unwrap().to_owned();
+        assert!(last_line(true).contains("pass --force"));
+        assert!(last_line(false).ends_with("planish adapter convert --force"));
     }
 
     #[test]

@@ -7,6 +7,8 @@ mod commands;
 mod data;
 mod device;
 mod failure;
+#[cfg(test)]
+mod flags;
 mod fused_logits;
 mod kernels;
 mod model;

@@ -266,25 +266,6 @@ pub fn effective_sample_size(weights: &[f64]) -> f64 {
     if squares == 0.0 { 0.0 } else { sum * sum / squares }
 }
 
-/// Mean of the published values `ℓ_i` over a batch.
-///
-/// # Errors
-/// [`Error::OutOfRange`] for `α`; [`Error::NoTrainedTokens`] for an empty batch.
-pub(crate) fn mean_value(rows: &[Provenance], alpha: f64) -> Result<f64> {
-    if rows.is_empty() {
-        return Err(Error::NoTrainedTokens { rows: 0 });
-    }
-    Ok(sum_value(rows, alpha)? / rows.len() as f64)
-}
-
-/// Sum of the published values `ℓ_i` over a batch: the original reduction, `α·‖c‖²`.
-///
-/// # Errors
-/// [`Error::OutOfRange`] for `α`.
-pub(crate) fn sum_value(rows: &[Provenance], alpha: f64) -> Result<f64> {
-    rows.iter().map(|row| row.value(alpha)).sum()
-}
-
 /// `CE + λ·mean ℓ`, reported by [`Mode::Additive`]; its gradient is that of `CE` alone.
 ///
 /// # Errors
@@ -294,29 +275,6 @@ pub fn additive_total(cross_entropy: f64, mean_value: f64, lambda: f64) -> Resul
         return Err(out_of_range("loss.distrust.lambda", lambda, "[0, ∞), finite"));
     }
     Ok(cross_entropy + lambda * mean_value)
-}
-
-/// `Σ ω·CE / Σ ω`: the self-normalised diagnostic of a batch, never trained on.
-///
-/// # Errors
-/// [`Error::LengthMismatch`]; [`Error::NoPositiveWeight`] when all `ω` are 0.
-pub(crate) fn self_normalised(cross_entropies: &[f64], rows: &[Provenance], link: Link) -> Result<f64> {
-    if cross_entropies.len() != rows.len() {
-        return Err(Error::LengthMismatch {
-            what: "cross-entropies",
-            expected: rows.len(),
-            found: cross_entropies.len(),
-        });
-    }
-    let raw: Vec<f64> = rows.iter().map(|row| link.apply(row.coordinate())).collect();
-    let total: f64 = raw.iter().sum();
-    if total == 0.0 {
-        return Err(Error::NoPositiveWeight {
-            rows: rows.len(),
-            link: link.name(),
-        });
-    }
-    Ok(raw.iter().zip(cross_entropies).map(|(w, ce)| w * ce).sum::<f64>() / total)
 }
 
 /// `c(w, H)` without a domain check.
@@ -451,12 +409,16 @@ mod tests {
         }
     }
 
+    fn sum_of_values(rows: &[Provenance]) -> f64 {
+        rows.iter().map(|row| row.value(2.7).unwrap()).sum()
+    }
+
     #[test]
     fn batch_reductions_match_published_batches() {
         let check = |w: &[f64], h: &[f64], mean, sum| {
             let rows: Vec<_> = w.iter().zip(h).map(|(&w, &h)| row(w, h)).collect();
-            close(mean_value(&rows, 2.7).unwrap(), mean, 1e-6);
-            close(sum_value(&rows, 2.7).unwrap(), sum, 1e-6);
+            close(sum_of_values(&rows) / rows.len() as f64, mean, 1e-6);
+            close(sum_of_values(&rows), sum, 1e-6);
         };
         check(&[0.05, 0.5, 0.9], &[7.5, 5.0, 1.0], 68.156047, 204.468140);
         check(&[0.1, 0.5, 0.9], &[8.0, 5.0, 2.0], 72.869285, 218.607854);
@@ -470,15 +432,8 @@ mod tests {
 
     #[test]
     fn composites_match_published_values() {
-        let mean = mean_value(&b1(), 2.7).unwrap();
+        let mean = sum_of_values(&b1()) / b1().len() as f64;
         close(additive_total(1.5, mean, 0.6).unwrap(), 42.393628, 1e-6);
-        close(self_normalised(&CE, &b1(), Link::Literal).unwrap(), 1.855125, 1e-6);
-        close(self_normalised(&CE, &b1(), Link::Hinge).unwrap(), 1.874724, 1e-6);
-        close(
-            self_normalised(&[2.0, 1.0], &[row(0.05, 7.5), row(0.9, 1.0)], Link::Literal).unwrap(),
-            1.970327,
-            1e-6,
-        );
         let ess = |link: Link| effective_sample_size(&b1().map(|r| link.apply(r.coordinate())));
         close(ess(Link::Literal), 1.674, 5e-4);
         close(ess(Link::Hinge), 1.601, 5e-4);
@@ -771,17 +726,6 @@ mod tests {
                 for (a, b) in turned.iter().zip(&expected) {
                     prop_assert!((a - b).abs() <= 1e-12 * b.abs().max(1.0));
                 }
-            }
-        }
-
-        #[test]
-        fn prop_self_normalised_loss_lies_between_its_parts(rows in any_rows(), link in any_weighting()) {
-            let provenance: Vec<_> = rows.iter().map(|r| row(r.0, r.1)).collect();
-            let losses: Vec<f64> = rows.iter().map(|r| r.2 as f64 / 40.0).collect();
-            if let Ok(found) = self_normalised(&losses, &provenance, link.link) {
-                let least = losses.iter().copied().fold(f64::INFINITY, f64::min);
-                let most = losses.iter().copied().fold(0.0, f64::max);
-                prop_assert!(found >= least - 1e-9 && found <= most + 1e-9);
             }
         }
 

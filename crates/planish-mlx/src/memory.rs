@@ -127,12 +127,3 @@ pub fn set_cache_limit(bytes: usize) -> Result<usize> {
     install_error_handler();
     Ok(mlx_rs::memory::set_cache_limit(bytes)?)
 }
-
-/// Sets how many bytes may stay resident for the GPU (Metal on macOS 15 and later) and returns the previous limit.
-///
-/// # Errors
-/// [`crate::Error::Operation`] where the machine has no such limit.
-pub(crate) fn set_wired_limit(bytes: usize) -> Result<usize> {
-    install_error_handler();
-    Ok(mlx_rs::memory::set_wired_limit(bytes)?)
-}

@@ -54,7 +54,7 @@ pub(super) fn read(dir: &Path, tensor_file: &Path, options: &ReadOptions<'_>) ->
     Ok((adapter, report))
 }
 
-/// With `--trust-shapes`, the rank is the one that the first tensor shows.
+/// Where shapes are trusted, the rank is the one that the first tensor shows.
 fn trust_shapes(adapter: &mut Adapter, options: &ReadOptions<'_>, report: &mut AdapterReport) {
     let mut matrices = adapter
         .tensors

@@ -112,21 +112,17 @@ impl Refusal {
             Self::FusedProjection { .. } => "fuse it in its own ecosystem and use the fused model",
             Self::Pickle => "save it again as safetensors (`safe_serialization=True`)",
             Self::UnsupportedPeftType { .. } => "train a LoRA; there is no conversion",
-            Self::UnsupportedPeftOption { .. } => {
-                "fuse it with PEFT, or pass --force if the option changes nothing here"
-            }
+            Self::UnsupportedPeftOption { .. } => "fuse it with PEFT and use the fused model",
             Self::UnknownModule { .. } | Self::ShapeMismatch { .. } => {
                 "give the base model that the adapter was trained on"
             }
-            Self::RankConflict { .. } => "correct the configuration, or pass --trust-shapes",
+            Self::RankConflict { .. } => "correct the rank in the configuration",
             Self::DoraBits { .. } => "use LoRA, or a base with 4 or 8 bits",
             Self::FullAsAdapter => "export the model instead",
-            Self::TiedEmbeddingLora { .. } => {
-                "name an untied base with --model, leave the embedding out of the targets, or fuse"
-            }
+            Self::TiedEmbeddingLora { .. } => "name an untied base, leave the embedding out of the targets, or fuse",
             Self::DoraEmbedding { .. } => "leave the embedding out of the targets, or fuse",
             Self::EmptyAdapter { .. } => "check that the run that made it trained anything",
-            Self::BaseMismatch { .. } => "give the right base model, or pass --force",
+            Self::BaseMismatch { .. } => "give the base model that the adapter was trained on",
         }
     }
 }
