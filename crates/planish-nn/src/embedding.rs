@@ -4,9 +4,9 @@ use mlx_rs::ops::dequantize;
 use planish_kernels::PackedLinear;
 use planish_mlx::{Array, Dtype};
 
-use crate::linear::LinearBase;
 use crate::native::Kernels;
 use crate::parameters::{Parameters, Visitor};
+use crate::weight::LinearBase;
 use crate::{Error, Linear, Result};
 
 /// A table of one vector a token, which can also serve as the output head (tied weights).

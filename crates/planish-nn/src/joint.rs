@@ -7,8 +7,9 @@ use planish_mlx::{Array, Dtype, ops};
 
 use crate::Result;
 use crate::dropout::DropoutKeys;
-use crate::linear::{Linear, LinearBase};
+use crate::linear::Linear;
 use crate::lora::LoraAdapter;
+use crate::weight::LinearBase;
 
 /// The weights and biases of several layers, laid end to end.
 #[derive(Debug, Clone)]

@@ -36,11 +36,12 @@ mod plan;
 mod rope;
 mod sampling;
 mod softcap;
+mod weight;
 mod weights;
 
 pub use cache::KvCache;
 pub use error::{Error, Result};
-pub use linear::{Linear, LinearBase};
+pub use linear::Linear;
 pub use lora::{LoraAdapter, LoraConfig, LoraInit, LoraMethod, LoraScale};
 pub use mask::AttentionMask;
 pub use model::{LoadOptions, Model, Training};
@@ -50,5 +51,6 @@ pub use parameters::Trainable;
 pub use plan::{ChosenKernels, Plan, PlannedPart, Purpose};
 pub use rope::Rope;
 pub use sampling::Sampling;
+pub use weight::LinearBase;
 
 use softcap::softcapped;

@@ -6,8 +6,9 @@ use planish_core::target_modules::{PerModule, TargetModules};
 use planish_mlx::{Array, Dtype};
 
 use crate::dropout::{DropoutKeys, dropout};
-use crate::linear::{Linear, LinearBase};
+use crate::linear::Linear;
 use crate::parameters::{Parameters, Role, Visitor, join};
+use crate::weight::LinearBase;
 use crate::{Error, Result};
 
 /// Which low-rank update.

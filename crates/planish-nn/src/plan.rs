@@ -158,7 +158,7 @@ fn of_head(kernels: Kernels, head: &HeadKernel) -> Path {
         HeadKernel::Packed(_) => ("one kernel with the head, bf16", None),
         HeadKernel::Cpu if kernels == Kernels::NativeBf16 => (
             "native kernel after the head, f32",
-            Some("the head has an adapter or is quantised"),
+            Some("the head is more than a product with a packed weight"),
         ),
         HeadKernel::Cpu => ("native kernel after the head, f32", None),
         HeadKernel::Cuda => ("one kernel after the head", None),

@@ -9,8 +9,8 @@ use planish_mlx::{Array, Dtype, host};
 use planish_tensors::{Dtype as FileDtype, TensorStore, TensorView};
 
 use crate::embedding::Embedding;
-use crate::linear::LinearBase;
 use crate::native::Kernels;
+use crate::weight::LinearBase;
 use crate::{Error, Linear, Result, RmsNorm};
 
 /// Builds layers from named tensors, floating-point ones in `dtype`.

@@ -8,7 +8,8 @@ use planish_mlx::{Array, Dtype};
 
 use super::{LARGEST_RANK, kernel_or, on_device};
 use crate::joint;
-use crate::linear::{Linear, LinearBase};
+use crate::linear::Linear;
+use crate::weight::LinearBase;
 use crate::{Error, Result};
 
 /// Layers that read one input, at most.

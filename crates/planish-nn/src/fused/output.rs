@@ -4,8 +4,9 @@ use planish_mlx::transforms::custom_vjp;
 
 use super::adapters::{Packing, inner, outer};
 use super::none;
-use crate::linear::{Linear, LinearBase};
+use crate::linear::Linear;
 use crate::lora::rows;
+use crate::weight::LinearBase;
 use crate::{Error, Result};
 
 /// `residual + base + u b`, not summed yet. `[rows, ...]` all.
