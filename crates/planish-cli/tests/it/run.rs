@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+pub(crate) use planish_testkit::tiny_model;
+
 /// What a run of the program gave.
 #[derive(Debug)]
 pub(crate) struct Ran {
@@ -31,11 +33,6 @@ impl Ran {
         assert_eq!(self.code, Some(0), "{}", self.stderr);
         self.stdout
     }
-}
-
-/// The tiny model: real weights of 4 MB.
-pub(crate) fn tiny_model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../planish-nn/tests/fixtures/tiny-llama-1m")
 }
 
 /// A copy of the tiny model, to be changed: `dir/model`.

@@ -8,11 +8,7 @@ use std::{
 
 use planish_core::model_config::ModelConfig;
 use planish_tensors::{self as tensors, HostTensor, TensorStore};
-
-/// A folder of mlx-lm goldens that planish-nn keeps.
-pub(crate) fn golden(name: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../planish-nn/tests/goldens")).join(name)
-}
+pub(crate) use planish_testkit::golden;
 
 /// Reproducible noise, nearly normal, of standard deviation 1.
 pub(crate) struct Noise(u64);

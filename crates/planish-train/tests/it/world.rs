@@ -6,14 +6,8 @@ use mlx_rs::Array;
 use planish_core::target_modules::{Blocks, TargetModules};
 use planish_data::{ChatTemplate, DataOptions, Dataset, TemplateOptions, Tokenizer};
 use planish_nn::{Kernels, LoadOptions, LoraConfig, LoraScale, Model};
+pub(crate) use planish_testkit::{chat, tiny_model as tiny_dir};
 use planish_train::{Event, Length, Summary, TrainOptions, Trainer, Tuning};
-
-pub(crate) fn tiny_dir() -> &'static Path {
-    Path::new(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../planish-nn/tests/fixtures/tiny-llama-1m"
-    ))
-}
 
 pub(crate) fn tiny_model() -> Model {
     Model::load(tiny_dir(), &LoadOptions::with_kernels(Kernels::Composed))
@@ -66,13 +60,6 @@ impl World {
         let text = String::from_utf8(self.read(&format!("{out}/metrics.jsonl"))).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
-}
-
-pub(crate) fn chat(question: &str, answer: &str) -> String {
-    serde_json::json!({"messages": [
-        {"role": "user", "content": question}, {"role": "assistant", "content": answer}
-    ]})
-    .to_string()
 }
 
 /// Rows of very different lengths.
