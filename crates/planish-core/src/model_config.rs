@@ -71,7 +71,8 @@ impl ModelConfig {
             });
         }
         let text = std::fs::read_to_string(path).map_err(|e| Error::read(path, e))?;
-        Self::from_json_str(&text, path)
+        // Programs on Windows put a byte-order mark before it.
+        Self::from_json_str(text.trim_start_matches('\u{feff}'), path)
     }
 
     /// Reads the text of a `config.json`; `origin` is the path that errors name.

@@ -42,7 +42,7 @@ impl Layout {
             .any(|name| has(name));
         let is_asked = format.is_none_or(|format| !matches!(format, Format::Text | Format::Preference));
         let has_list = |name: &str| matches!(row.get(name), Some(Value::Array(_)));
-        if conversation(row).is_some() && !has(&names.messages) && is_asked {
+        if conversation(row, names).is_some() && is_asked {
             Self::ShareGpt
         } else if has("instruction") && has("output") && is_asked && (!own || format.is_some()) {
             Self::Alpaca
@@ -73,17 +73,26 @@ impl Layout {
 
     /// Names the fields of a fault as the row names them.
     pub(crate) fn fault(self, mut fault: Fault, row: &Map, names: &FieldNames) -> Fault {
-        let Some(field) = conversation(row).filter(|_| self == Self::ShareGpt) else {
+        let Some(field) = conversation(row, names).filter(|_| self == Self::ShareGpt) else {
             return fault;
         };
+        // A system text of its own is a message before the turns.
+        let mut before = usize::from(
+            row.get("system")
+                .and_then(Value::as_str)
+                .is_some_and(|text| !text.is_empty()),
+        );
         for step in &mut fault.at {
-            if let Step::Key(key) = step {
-                *key = match key.as_str() {
-                    "role" => "from".into(),
-                    "content" => "value".into(),
-                    messages if messages == names.messages => field.into(),
-                    _ => continue,
-                };
+            match step {
+                Step::Key(key) => {
+                    *key = match key.as_str() {
+                        "role" => "from".into(),
+                        "content" => "value".into(),
+                        messages if *messages == *names.messages => field.into(),
+                        _ => continue,
+                    };
+                }
+                Step::Index(index) => *index = index.saturating_sub(std::mem::take(&mut before)),
             }
         }
         fault
@@ -92,15 +101,21 @@ impl Layout {
 
 const CONVERSATIONS: [&str; 2] = ["conversations", "conversation"];
 
-/// The field with the turns.
-fn conversation(row: &Map) -> Option<&'static str> {
+/// The field with the turns, which is the one that was named where its turns are of `from` and `value`.
+fn conversation<'a>(row: &Map, names: &'a FieldNames) -> Option<&'a str> {
+    let is_list = |name: &str| matches!(row.get(name), Some(Value::Array(_)));
+    let turns = row.get(&names.messages).and_then(Value::as_array);
+    if let Some(first) = turns.and_then(|turns| turns.first()) {
+        let is_other = first.get("from").is_some() && first.get("role").is_none();
+        return Some(names.messages.as_str()).filter(|_| is_other);
+    }
     CONVERSATIONS
         .into_iter()
-        .find(|name| matches!(row.get(*name), Some(Value::Array(_))))
+        .find(|name| is_list(name) && !row.contains_key(&names.messages))
 }
 
 fn share_gpt(row: &Map, names: &FieldNames) -> Result<Map, Fault> {
-    let field = conversation(row).unwrap_or(CONVERSATIONS[0]);
+    let field = conversation(row, names).unwrap_or(CONVERSATIONS[0]);
     let mut own = row.clone();
     let mut messages = Vec::new();
     let system = own.shift_remove("system");

@@ -131,6 +131,27 @@ fn share_gpt_rows_are_conversations() {
 }
 
 #[test]
+fn share_gpt_rows_may_be_named() {
+    let mut case = Case::new("sharegpt");
+    case.options.fields.messages = "conversations".into();
+    assert_eq!(
+        case.trained("train.jsonl"),
+        ["Under the mat.<|im_end|>", "Green.<|im_end|>"]
+    );
+    let rows =
+        file("{\"conversations\": [{\"from\": \"human\", \"value\": 3}, {\"from\": \"gpt\", \"value\": \"b\"}]}");
+    let case = Case {
+        dir: rows.path.parent().unwrap().into(),
+        ..case
+    };
+    let refusal = case.refusal("train.jsonl");
+    assert!(
+        refusal.contains(":1:47: conversations[0].value: expected string, found number"),
+        "{refusal}"
+    );
+}
+
+#[test]
 fn alpaca_rows_keep_their_input() {
     let mut case = Case::new("alpaca");
     for named in [false, true] {
