@@ -4,6 +4,8 @@
 //! model. Nothing outside this folder asks which family a model is of.
 
 mod dense;
+mod gemma;
+mod gemma2;
 mod gemma3;
 mod llama;
 mod mistral;
@@ -15,7 +17,9 @@ use crate::model_config::keys::Keys;
 use crate::{Result, suggest};
 
 /// Every family.
-pub static ALL: [&Family; 6] = [
+pub static ALL: [&Family; 8] = [
+    &gemma::FAMILY,
+    &gemma2::FAMILY,
     &gemma3::TEXT,
     &gemma3::WITH_VISION,
     &llama::FAMILY,
