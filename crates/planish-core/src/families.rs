@@ -9,6 +9,8 @@ mod gemma2;
 mod gemma3;
 mod llama;
 mod mistral;
+mod olmo2;
+mod olmo3;
 mod qwen2;
 mod qwen3;
 
@@ -17,13 +19,15 @@ use crate::model_config::keys::Keys;
 use crate::{Result, suggest};
 
 /// Every family.
-pub static ALL: [&Family; 8] = [
+pub static ALL: [&Family; 10] = [
     &gemma::FAMILY,
     &gemma2::FAMILY,
     &gemma3::TEXT,
     &gemma3::WITH_VISION,
     &llama::FAMILY,
     &mistral::FAMILY,
+    &olmo2::FAMILY,
+    &olmo3::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
 ];
