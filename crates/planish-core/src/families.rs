@@ -7,29 +7,35 @@ mod dense;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod granite;
 mod llama;
+mod ministral;
 mod mistral;
 mod olmo2;
 mod olmo3;
 mod qwen2;
 mod qwen3;
+mod smollm3;
 
 use crate::arch::Arch;
 use crate::model_config::keys::Keys;
 use crate::{Result, suggest};
 
 /// Every family.
-pub static ALL: [&Family; 10] = [
+pub static ALL: [&Family; 13] = [
     &gemma::FAMILY,
     &gemma2::FAMILY,
     &gemma3::TEXT,
     &gemma3::WITH_VISION,
+    &granite::FAMILY,
     &llama::FAMILY,
+    &ministral::FAMILY,
     &mistral::FAMILY,
     &olmo2::FAMILY,
     &olmo3::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
+    &smollm3::FAMILY,
 ];
 
 /// A family of models that one reader understands.

@@ -27,7 +27,7 @@ const DEFAULTS: Defaults = Defaults {
     ..Defaults::LLAMA
 };
 
-fn read(keys: &Keys<'_>) -> Result<(Arch, usize)> {
+pub(super) fn read(keys: &Keys<'_>) -> Result<(Arch, usize)> {
     let sizes = Sizes::read(keys, &DEFAULTS)?;
     let rope = RopeSettings::new(keys, sizes.head_dim, sizes.context)?.read()?;
     let windows = windows(keys, sizes.n_layers, window_or_default(keys)?, |_| true)?;

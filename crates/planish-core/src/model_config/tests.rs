@@ -335,7 +335,7 @@ fn err_unknown_family_names_the_nearest() {
     check_err(
         "qwen2_moe",
         json!({}),
-        "`model_type` = \"qwen2_moe\" is not supported: planish has gemma, gemma2, gemma3_text, gemma3, llama, mistral, olmo2, olmo3, qwen2, qwen3 (nearest: qwen2)",
+        "`model_type` = \"qwen2_moe\" is not supported: planish has gemma, gemma2, gemma3_text, gemma3, granite, llama, ministral, mistral, olmo2, olmo3, qwen2, qwen3, smollm3 (nearest: qwen2)",
     );
 }
 
