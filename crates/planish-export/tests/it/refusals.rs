@@ -121,6 +121,25 @@ fn err_mixture_of_experts_and_other_architectures() {
 }
 
 #[test]
+fn err_what_a_package_cannot_have_is_named() {
+    for (extra, capability) in [
+        (r#""hidden_act": "gelu_pytorch_tanh""#, "GELU"),
+        (
+            r#""model_type": "mistral", "sliding_window": 8, "layer_types": ["full_attention", "full_attention", "sliding_attention"]"#,
+            "layers with different windows",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        write_model(folder.path(), LLAMA, 1);
+        let config = LLAMA.trim_end().trim_end_matches('}');
+        fs::write(folder.path().join("config.json"), format!("{config}, {extra}}}")).unwrap();
+        let error = refused(folder.path(), &ExportOptions::default());
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+        assert!(error.to_string().contains(capability), "{error}");
+    }
+}
+
+#[test]
 fn err_context_beyond_the_model() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), LLAMA, 1);

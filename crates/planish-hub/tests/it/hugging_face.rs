@@ -291,11 +291,11 @@ fn err_hostile_answers() {
 #[test]
 fn err_model_of_another_family_before_its_weights() {
     let mut files = FILES;
-    files[0].1 = br#"{"model_type": "gemma3"}"#;
+    files[0].1 = br#"{"model_type": "mamba2"}"#;
     let (server, home) = (HubServer::start(&files), tempfile::tempdir().unwrap());
     let error = pull_model(&settings(&server, home.path())).unwrap_err();
     assert!(
-        matches!(error, Error::Config(_)) && error.to_string().contains("gemma3"),
+        matches!(error, Error::Config(_)) && error.to_string().contains("mamba2"),
         "{error}"
     );
     assert!(

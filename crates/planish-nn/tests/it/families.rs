@@ -69,13 +69,33 @@ fn golden_hugging_face_families() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// `PLANISH_FAMILIES`, or the folder beside an ancestor of this crate.
+/// The rotary settings as programs write them under the old key, against what transformers makes of them.
+#[test]
+fn golden_hugging_face_theta_inside_rope_scaling() {
+    const TOKENS: [u32; 11] = [1, 45, 67, 89, 101, 150, 260, 2, 10, 1, 77];
+    let Some(dir) = beside("cases/theta-inside-rope-scaling") else {
+        eprintln!("skipped: no shared/cases beside the checkout");
+        return;
+    };
+    let (model, _) = Model::load(&dir, &LoadOptions::default()).unwrap();
+    let want = TensorStore::open(&dir.join("want.safetensors")).unwrap();
+    let expect = floats(&want, "logits");
+    let difference = max_difference(&logits(&model, &[&TOKENS]), &expect) / largest(&expect);
+    assert!(difference < 1e-4, "{difference}");
+}
+
+/// `PLANISH_FAMILIES`, or the folder beside the checkout.
 fn goldens() -> Option<PathBuf> {
-    if let Some(folder) = std::env::var_os("PLANISH_FAMILIES") {
-        return Some(folder.into());
+    match std::env::var_os("PLANISH_FAMILIES") {
+        Some(folder) => Some(folder.into()),
+        None => beside("models/families"),
     }
+}
+
+/// A folder of `shared`, beside an ancestor of this crate.
+fn beside(name: &str) -> Option<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let beside = here.ancestors().map(|ancestor| ancestor.join("shared/models/families"));
+    let beside = here.ancestors().map(|ancestor| ancestor.join("shared").join(name));
     beside.into_iter().find(|folder| folder.is_dir())
 }
 
