@@ -5,6 +5,7 @@
 mod bench;
 mod check;
 mod configuration_page;
+mod coreai_check;
 mod coreml_check;
 mod crash_test;
 mod fuzz_smoke;
@@ -46,6 +47,8 @@ enum Command {
     LinkCheck(link_check::Args),
     /// Judge planish-export's packages with coremltools and the tools beside the checkout
     CoremlCheck(coreml_check::Args),
+    /// Judge planish-export's assets with Apple's Core AI runtime from PyPI
+    CoreaiCheck(coreai_check::Args),
     /// Compare planish's speed with what people would use instead, alternately on the same work
     Bench(bench::Args),
     /// Count lines, tests, long functions, and public items that nobody outside their crate uses
@@ -80,6 +83,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::LinkCheck(args) => link_check::run(&args),
         Command::Mlx(command) => mlx::run(&command),
         Command::CoremlCheck(args) => coreml_check::run(&args),
+        Command::CoreaiCheck(args) => coreai_check::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Size(args) => size::run(&args),
         Command::Parity(args) => parity::run(&args),

@@ -7,6 +7,7 @@ pub(crate) mod data;
 pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod export;
+mod export_coreai;
 mod export_coreml;
 mod export_gguf;
 mod export_safetensors;

@@ -110,6 +110,17 @@ pub enum Error {
     /// A program could not be built, or a package not be opened or run.
     #[error(transparent)]
     Package(#[from] coreml_mil::Error),
+    /// A Core AI program could not be built, or an asset not be opened or run.
+    #[error(transparent)]
+    Asset(#[from] coreai_asset::Error),
+    /// A file of the model folder does not hold what its name says.
+    #[error("{path}: {problem}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// The written package computes something else than the model.
     #[error("the package does not agree with the model: {problem}; nothing was written")]
     CheckFailed {
@@ -129,6 +140,13 @@ impl Error {
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn unreadable(path: &Path, problem: impl ToString) -> Self {
+        Self::Unreadable {
+            path: path.to_owned(),
+            problem: problem.to_string(),
+        }
     }
 
     pub(crate) fn internal(problem: impl Into<String>) -> Self {

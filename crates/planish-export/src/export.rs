@@ -67,22 +67,14 @@ pub struct ExportReport {
 /// or misshapen tensors; [`Error::Option`] for settings that do not fit; [`Error::NotFinite`] and [`Error::Fp16Range`] for
 /// weights that fp16 cannot hold; [`Error::ActivationRange`] where the calibration text leaves fp16; [`Error::OutputExists`]; [`Error::NoSpace`]; [`Error::Io`].
 pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportOptions) -> Result<ExportReport> {
-    let config_path = model.join("config.json");
-    let config = ModelConfig::from_file(&config_path)?;
-    if config.quantization.is_some() {
-        return Err(Error::Unsupported {
-            what: format!(
-                "{}: the export of an already quantised model (fuse it with --dequantize first)",
-                model.display()
-            ),
-        });
-    }
+    let config = read_config(model)?;
     check_destination(out, options)?;
     let plain = Plain::of(&config)?;
     let (settings, mut warnings) = Settings::new(&plain, options)?;
     let store = TensorStore::open(model)?;
     warnings.extend(check_tensors(&store, &config)?);
-    check_adapter(&adapter, &config, options)?;
+    check_adapter(&adapter, &config)?;
+    check_kept(&adapter, options)?;
 
     let (merged, kept) = match &options.keep_adapter {
         Some(_) => (AdapterDelta::default(), adapter),
@@ -97,12 +89,7 @@ pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportO
     };
     let (importance, activation_advice) = calibrate(&config, &source, text, settings.context)?;
     warnings.extend(activation_advice);
-    if compressed && text.len() < ENOUGH_TOKENS {
-        warnings.push(format!(
-            "compressed weights were weighed by {} tokens of text, which costs quality: use --text with {ENOUGH_TOKENS} tokens or more of text like yours",
-            text.len()
-        ));
-    }
+    warnings.extend(few_tokens(text).filter(|_| compressed));
     let decoder = Decoder {
         model: &plain,
         context: settings.context,
@@ -178,8 +165,18 @@ pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportO
     })
 }
 
+/// Advice where a text is too short to weigh errors by.
+pub(crate) fn few_tokens(text: &[u32]) -> Option<String> {
+    (text.len() < ENOUGH_TOKENS).then(|| {
+        format!(
+            "compressed weights were weighed by {} tokens of text, which costs quality: use --text with {ENOUGH_TOKENS} tokens or more of text like yours",
+            text.len()
+        )
+    })
+}
+
 /// Importance of inputs and warnings about activations, from one f32 pass over the start of the text.
-fn calibrate(
+pub(crate) fn calibrate(
     config: &ModelConfig,
     source: &WeightSource,
     text: &[u32],
@@ -210,6 +207,20 @@ fn calibrate(
         }
     }
     Ok((seen.importance, advice))
+}
+
+/// The configuration of a model whose weights are plain.
+pub(crate) fn read_config(model: &Path) -> Result<ModelConfig> {
+    let config = ModelConfig::from_file(&model.join("config.json"))?;
+    if config.quantization.is_some() {
+        return Err(Error::Unsupported {
+            what: format!(
+                "{}: the export of an already quantised model (fuse it with --dequantize first)",
+                model.display()
+            ),
+        });
+    }
+    Ok(config)
 }
 
 /// Beside a monolith, whose folder is the package; inside the folder of the ANEMLL layout.
@@ -269,7 +280,7 @@ fn check_destination(out: &Path, options: &ExportOptions) -> Result<()> {
 }
 
 /// Every tensor that the configuration asks for, in its shape; nothing else but what other tools leave behind.
-fn check_tensors(store: &TensorStore, config: &ModelConfig) -> Result<Vec<String>> {
+pub(crate) fn check_tensors(store: &TensorStore, config: &ModelConfig) -> Result<Vec<String>> {
     let mut allow_unexpected = vec!["*.rotary_emb.inv_freq".to_owned()];
     if config.arch.head.is_tied {
         allow_unexpected.push("lm_head.weight".into());
@@ -286,7 +297,8 @@ fn check_tensors(store: &TensorStore, config: &ModelConfig) -> Result<Vec<String
     Ok(tied.then_some(warning).into_iter().collect())
 }
 
-fn check_adapter(adapter: &AdapterDelta, config: &ModelConfig, options: &ExportOptions) -> Result<()> {
+/// Every update fits a tensor of the model.
+pub(crate) fn check_adapter(adapter: &AdapterDelta, config: &ModelConfig) -> Result<()> {
     let linears = config.block_linear_layers();
     for (module, delta) in &adapter.lora {
         let unfit = |found: String, expected: &str| Error::Tensor {
@@ -326,6 +338,11 @@ fn check_adapter(adapter: &AdapterDelta, config: &ModelConfig, options: &ExportO
             });
         }
     }
+    Ok(())
+}
+
+/// An adapter that stays beside the base weights must be of a kind that can.
+fn check_kept(adapter: &AdapterDelta, options: &ExportOptions) -> Result<()> {
     let Some(name) = &options.keep_adapter else {
         return Ok(());
     };
@@ -354,7 +371,7 @@ fn size_warning(package: &PlannedPackage) -> Option<String> {
 }
 
 /// Refuses before the first byte when the disk cannot hold the result.
-fn check_space(out: &Path, needed: u64) -> Result<()> {
+pub(crate) fn check_space(out: &Path, needed: u64) -> Result<()> {
     let existing = out.ancestors().skip(1).find(|p| p.is_dir()).unwrap_or(Path::new("."));
     let existing = if existing.as_os_str().is_empty() {
         Path::new(".")
@@ -418,12 +435,12 @@ fn tokenizer_class(model: &Path) -> String {
     read().unwrap_or_else(|| "PreTrainedTokenizerFast".into())
 }
 
-fn file_name(path: &Path) -> String {
+pub(crate) fn file_name(path: &Path) -> String {
     path.file_name()
         .map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
 }
 
-fn size_of(folder: &Path) -> Result<u64> {
+pub(crate) fn size_of(folder: &Path) -> Result<u64> {
     let mut total = 0;
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let entry = entry.map_err(Error::io(folder))?;

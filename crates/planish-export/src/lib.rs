@@ -7,6 +7,7 @@
 //! Nothing here has run on Apple hardware; docs/coreml.md says what was checked against what.
 
 pub mod check;
+mod coreai;
 mod error;
 mod export;
 mod graph;
@@ -18,6 +19,7 @@ mod rope;
 mod settings;
 mod verify;
 pub mod weights;
+pub use coreai::{CoreAiCheck, CoreAiOptions, CoreAiReport, check_coreai, export_coreai, write_stored};
 pub use error::{Error, Result};
 pub use export::{ExportReport, export};
 pub use package::PackageReport;

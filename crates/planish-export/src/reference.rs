@@ -6,16 +6,14 @@
 use std::collections::BTreeMap;
 
 use ndarray::{Array1, Array2, ArrayView2, Axis, Zip, s};
-use planish_core::arch::{LinearSpec, Norm};
+use planish_core::arch::{
+    Activation, Arch, Attention, FeedForward, GateUp, Layer, LinearSpec, Mixer, Norm, NormKind, QkvProjections,
+    Residual, Rope, RopePairs,
+};
 use planish_core::model_config::ModelConfig;
 use rayon::prelude::*;
 
-use crate::{
-    Error, Result,
-    plain::{Plain, PlainLayer},
-    rope::rope_tables,
-    weights::Rows,
-};
+use crate::{Error, Result, rope::rope_tables, weights::Rows};
 
 const BLOCK_ELEMENTS: usize = 1 << 19;
 
@@ -31,26 +29,29 @@ pub struct Activations {
 /// Logits of token sequences, `[total tokens, vocab]`, one sequence after the other, each from position 0.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for an architecture that is not exported; [`Error::Option`] for a token outside the vocabulary; errors of the weights ([`Rows::rows`]).
+/// [`Error::Unsupported`] for an architecture with parts that the pass does not have; [`Error::Option`] for a token outside
+/// the vocabulary; errors of the weights ([`Rows::rows`]).
 pub fn forward(
     config: &ModelConfig,
     source: &dyn Rows,
     sequences: &[&[u32]],
     mut seen: Option<&mut Activations>,
 ) -> Result<Array2<f32>> {
-    let model = Plain::of(config)?;
-    let pass = Pass::new(&model, source, sequences);
-    let mut x = pass.embed(sequences)?;
-    for (layer_idx, layer) in model.layers.iter().enumerate() {
-        let attended = pass.attention(layer, &x, &mut seen)?;
-        x += &attended;
-        let mlp = pass.mlp(layer, &x, &mut seen)?;
-        x += &mlp;
+    let arch = &config.arch;
+    let lengths = sequences.iter().map(|s| s.len()).collect();
+    let pass = Pass { arch, source, lengths };
+    let mut x = pass.embed(sequences)? * arch.embedding_factor;
+    for (layer_idx, layer) in arch.layers.iter().enumerate() {
+        let path = arch.layer_path(layer_idx);
+        x = pass.layer(layer, &path, x, &mut seen)?;
         note(&mut seen, format!("layers.{layer_idx} residual"), &x);
     }
-    let x = pass.norm(&x, &model.arch.norm, "")?;
+    let x = pass.norm(&x, Some(&arch.norm), arch.prefix.trim_end_matches('.'))?;
     pass.see_input(&head_module(config), &x, &mut seen);
-    let logits = pass.matrix(head_tensor(config), &x)?;
+    let mut logits = pass.matrix(head_tensor(config), &x)? * arch.head.factor;
+    if let Some(cap) = arch.head.softcap {
+        logits.mapv_inplace(|z| cap * (z / cap).tanh());
+    }
     note(&mut seen, "logits".into(), &logits);
     Ok(logits)
 }
@@ -95,33 +96,15 @@ fn negative_log_likelihood(logits: impl Iterator<Item = f32> + Clone, target: us
 }
 
 struct Pass<'a> {
-    model: &'a Plain<'a>,
+    arch: &'a Arch,
     source: &'a dyn Rows,
     lengths: Vec<usize>,
-    cos: Array2<f32>,
-    sin: Array2<f32>,
 }
 
-impl<'a> Pass<'a> {
-    fn new(model: &'a Plain<'a>, source: &'a dyn Rows, sequences: &[&[u32]]) -> Self {
-        let lengths: Vec<usize> = sequences.iter().map(|s| s.len()).collect();
-        let longest = lengths.iter().copied().max().unwrap_or(0);
-        let (cos, sin) = rope_tables(model.rope, longest);
-        let table = |values: Vec<f32>| {
-            Array2::from_shape_fn((longest, model.head_dim), |(p, i)| values[p * model.head_dim + i])
-        };
-        Self {
-            model,
-            source,
-            lengths,
-            cos: table(cos),
-            sin: table(sin),
-        }
-    }
-
+impl Pass<'_> {
     fn embed(&self, sequences: &[&[u32]]) -> Result<Array2<f32>> {
-        let (v, d) = (self.model.arch.vocab_size, self.model.arch.hidden_size);
-        let table = format!("{}.weight", self.model.arch.embedding_path());
+        let (v, d) = (self.arch.vocab_size, self.arch.hidden_size);
+        let table = format!("{}.weight", self.arch.embedding_path());
         let mut x = Array2::zeros((self.lengths.iter().sum(), d));
         for (mut row, &token) in x.rows_mut().into_iter().zip(sequences.iter().copied().flatten()) {
             let token = token as usize;
@@ -133,102 +116,123 @@ impl<'a> Pass<'a> {
         Ok(x)
     }
 
+    fn layer(
+        &self,
+        layer: &Layer,
+        path: &str,
+        x: Array2<f32>,
+        seen: &mut Option<&mut Activations>,
+    ) -> Result<Array2<f32>> {
+        let Mixer::Attention(attention) = &layer.mixer;
+        let normed = self.norm(&x, layer.pre_mixer_norm.as_ref(), path)?;
+        let mixed = self.attention(attention, path, &normed, seen)?;
+        let mixed = self.norm(&mixed, layer.post_mixer_norm.as_ref(), path)?;
+        let joined = x + mixed * layer.residual_factor;
+        let fed = match layer.residual {
+            Residual::Sequential => self.norm(&joined, layer.pre_feed_forward_norm.as_ref(), path)?,
+            Residual::Parallel => normed,
+        };
+        let fed = self.feed_forward(&layer.feed_forward, path, &fed, seen)?;
+        let fed = self.norm(&fed, layer.post_feed_forward_norm.as_ref(), path)?;
+        Ok(joined + fed * layer.residual_factor)
+    }
+
     fn attention(
         &self,
-        layer: &PlainLayer,
+        attention: &Attention,
+        path: &str,
         x: &Array2<f32>,
         seen: &mut Option<&mut Activations>,
     ) -> Result<Array2<f32>> {
-        let (c, path) = (self.model, &layer.path);
-        let normed = self.norm(x, layer.mixer_norm, path)?;
-        let mut q = self.linear(&layer.query.at(path), &normed, seen)?; // [n, heads · hd]
-        let mut k = self.linear(&layer.key.at(path), &normed, seen)?;
-        let v = self.linear(&layer.value.at(path), &normed, seen)?;
-        if let Some(norms) = &layer.attention.qk_norm {
-            self.norm_heads(&mut q, &norms.query, path)?;
-            self.norm_heads(&mut k, &norms.key, path)?;
+        let QkvProjections::Separate { query, key, value } = &attention.projections;
+        let mut q = self.linear(&query.at(path), x, seen)?; // [n, heads · hd]
+        let mut k = self.linear(&key.at(path), x, seen)?;
+        let v = self.linear(&value.at(path), x, seen)?;
+        if let Some(norms) = &attention.qk_norm {
+            // A norm over all heads together is as wide as the row.
+            q = self.norm(&q, Some(&norms.query), path)?;
+            k = self.norm(&k, Some(&norms.key), path)?;
         }
-        self.rotate_heads(&mut q);
-        self.rotate_heads(&mut k);
-        let mut out = Array2::zeros((x.nrows(), c.n_heads * c.head_dim));
+        if let Some(rope) = &attention.rope {
+            self.rotate_heads(&mut q, rope, attention.head_dim)?;
+            self.rotate_heads(&mut k, rope, attention.head_dim)?;
+        }
+        let mut out = Array2::zeros((x.nrows(), attention.n_heads * attention.head_dim));
         let mut first = 0;
         for &length in &self.lengths {
             let span = s![first..first + length, ..];
-            let attended = self.attend(layer.attention.scale, q.slice(span), k.slice(span), v.slice(span), seen);
+            let attended = attend(attention, q.slice(span), k.slice(span), v.slice(span), seen);
             out.slice_mut(span).assign(&attended);
             first += length;
         }
-        self.linear(&layer.attention.output.at(path), &out, seen)
+        self.linear(&attention.output.at(path), &out, seen)
     }
 
-    /// Causal attention of one sequence; query head h reads key head h / (heads / kv heads).
-    fn attend(
+    fn feed_forward(
         &self,
-        scale: f32,
-        q: ArrayView2<f32>,
-        k: ArrayView2<f32>,
-        v: ArrayView2<f32>,
+        feed_forward: &FeedForward,
+        path: &str,
+        x: &Array2<f32>,
         seen: &mut Option<&mut Activations>,
-    ) -> Array2<f32> {
-        let (c, hd) = (self.model, self.model.head_dim);
-        let mut out = Array2::zeros(q.raw_dim());
-        for head in 0..c.n_heads {
-            let of = |x: ArrayView2<'_, f32>, h: usize| x.slice(s![.., h * hd..(h + 1) * hd]).to_owned();
-            let kv = head / c.n_queries_per_kv();
-            let mut scores = of(q, head).dot(&of(k, kv).t()) * scale;
-            note(seen, "attention scores".into(), &scores);
-            for (position, mut row) in scores.rows_mut().into_iter().enumerate() {
-                let window = c.window.unwrap_or(usize::MAX);
-                softmax_visible(row.as_slice_mut().unwrap_or(&mut []), position, window);
-            }
-            out.slice_mut(s![.., head * hd..(head + 1) * hd])
-                .assign(&scores.dot(&of(v, kv)));
-        }
-        out
+    ) -> Result<Array2<f32>> {
+        let FeedForward::Gated {
+            activation,
+            gate_up,
+            down,
+        } = feed_forward;
+        let GateUp::Separate { gate, up } = gate_up;
+        let activate = match activation {
+            Activation::Silu => |z: f32| z / (1.0 + (-z).exp()),
+            Activation::GeluTanh => |z: f32| {
+                let inner = (2.0 / std::f32::consts::PI).sqrt() * (z + 0.044_715 * z * z * z);
+                0.5 * z * (1.0 + inner.tanh())
+            },
+        };
+        let mut gated = self.linear(&gate.at(path), x, seen)?;
+        let up = self.linear(&up.at(path), x, seen)?;
+        Zip::from(&mut gated).and(&up).for_each(|g, u| *g = activate(*g) * u);
+        self.linear(&down.at(path), &gated, seen)
     }
 
-    fn mlp(&self, layer: &PlainLayer, x: &Array2<f32>, seen: &mut Option<&mut Activations>) -> Result<Array2<f32>> {
-        let normed = self.norm(x, layer.feed_forward_norm, &layer.path)?;
-        let mut gate = self.linear(&layer.gate.at(&layer.path), &normed, seen)?;
-        let up = self.linear(&layer.up.at(&layer.path), &normed, seen)?;
-        Zip::from(&mut gate)
-            .and(&up)
-            .for_each(|g, u| *g = *g / (1.0 + (-*g).exp()) * u);
-        self.linear(&layer.down.at(&layer.path), &gate, seen)
-    }
-
-    fn norm(&self, x: &Array2<f32>, norm: &Norm, path: &str) -> Result<Array2<f32>> {
+    /// Norms each part of a row that is as wide as the norm; `x` itself without one.
+    fn norm(&self, x: &Array2<f32>, norm: Option<&Norm>, path: &str) -> Result<Array2<f32>> {
         let mut out = x.clone();
-        self.norm_heads(&mut out, norm, path)?;
+        let Some(norm) = norm else {
+            return Ok(out);
+        };
+        let NormKind::Rms { offset } = norm.kind;
+        let gain = self.source.all(&format!("{}.weight", norm.at(path)))?;
+        for mut row in out.rows_mut() {
+            for mut part in row.axis_chunks_iter_mut(Axis(0), norm.dims) {
+                let squares = part.iter().map(|v| f64::from(*v) * f64::from(*v));
+                let mean = squares.sum::<f64>() / norm.dims as f64;
+                let scale = (1.0 / (mean + f64::from(norm.eps)).sqrt()) as f32;
+                part.iter_mut().zip(&gain).for_each(|(v, g)| *v *= scale * (offset + g));
+            }
+        }
         Ok(out)
     }
 
-    /// Norms each head of each row; a row of the norm's width is one head.
-    fn norm_heads(&self, x: &mut Array2<f32>, norm: &Norm, path: &str) -> Result<()> {
-        let gain = self.source.all(&format!("{}.weight", norm.at(path)))?;
-        for mut row in x.rows_mut() {
-            for mut head in row.axis_chunks_iter_mut(Axis(0), norm.dims) {
-                let squares = head.iter().map(|v| f64::from(*v) * f64::from(*v));
-                let mean = squares.sum::<f64>() / norm.dims as f64;
-                let scale = (1.0 / (mean + f64::from(norm.eps)).sqrt()) as f32;
-                head.iter_mut().zip(&gain).for_each(|(v, g)| *v *= scale * g);
-            }
+    fn rotate_heads(&self, x: &mut Array2<f32>, rope: &Rope, head_dim: usize) -> Result<()> {
+        if rope.pairs != RopePairs::Halves {
+            return Err(Error::Unsupported {
+                what: "the check of a rotation of adjacent pairs".into(),
+            });
         }
-        Ok(())
-    }
-
-    fn rotate_heads(&self, x: &mut Array2<f32>) {
-        let hd = self.model.head_dim;
+        let longest = self.lengths.iter().copied().max().unwrap_or(0);
+        let (cos, sin) = rope_tables(rope, longest);
+        let (dims, half) = (rope.dims, rope.dims / 2);
         let positions = self.lengths.iter().flat_map(|&length| 0..length);
         for (mut row, position) in x.rows_mut().into_iter().zip(positions) {
-            for mut head in row.axis_chunks_iter_mut(Axis(0), hd) {
-                for i in 0..hd / 2 {
-                    let (low, high) = (head[i], head[i + hd / 2]);
-                    let (cos, sin) = (self.cos[[position, i]], self.sin[[position, i]]);
-                    (head[i], head[i + hd / 2]) = (low * cos - high * sin, high * cos + low * sin);
+            for mut head in row.axis_chunks_iter_mut(Axis(0), head_dim) {
+                for i in 0..half {
+                    let (low, high) = (head[i], head[i + half]);
+                    let (cos, sin) = (cos[position * dims + i], sin[position * dims + i]);
+                    (head[i], head[i + half]) = (low * cos - high * sin, high * cos + low * sin);
                 }
             }
         }
+        Ok(())
     }
 
     /// `x Wᵀ (+ bias)` of a linear layer.
@@ -273,6 +277,33 @@ impl<'a> Pass<'a> {
         let joined = ndarray::concatenate(Axis(1), &views).map_err(|e| Error::internal(e.to_string()))?;
         Ok(joined.as_standard_layout().into_owned())
     }
+}
+
+/// Causal attention of one sequence; query head h reads key head h / (heads / kv heads).
+fn attend(
+    attention: &Attention,
+    q: ArrayView2<f32>,
+    k: ArrayView2<f32>,
+    v: ArrayView2<f32>,
+    seen: &mut Option<&mut Activations>,
+) -> Array2<f32> {
+    let (window, hd) = (attention.window.unwrap_or(usize::MAX), attention.head_dim);
+    let mut out = Array2::zeros(q.raw_dim());
+    for head in 0..attention.n_heads {
+        let of = |x: ArrayView2<'_, f32>, h: usize| x.slice(s![.., h * hd..(h + 1) * hd]).to_owned();
+        let kv = head / attention.n_queries_per_kv();
+        let mut scores = of(q, head).dot(&of(k, kv).t()) * attention.scale;
+        if let Some(cap) = attention.softcap {
+            scores.mapv_inplace(|z| cap * (z / cap).tanh());
+        }
+        note(seen, "attention scores".into(), &scores);
+        for (position, mut row) in scores.rows_mut().into_iter().enumerate() {
+            softmax_visible(row.as_slice_mut().unwrap_or(&mut []), position, window);
+        }
+        out.slice_mut(s![.., head * hd..(head + 1) * hd])
+            .assign(&scores.dot(&of(v, kv)));
+    }
+    out
 }
 
 /// Softmax over the columns that position `row` may see; the others become 0.

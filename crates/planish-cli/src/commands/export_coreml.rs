@@ -1,14 +1,13 @@
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use planish_checkpoint::adapter::{Adapter, BaseModel, ReadOptions};
+use anyhow::Result;
 use planish_core::units::{format_bytes, format_duration};
-use planish_data::Tokenizer;
 use planish_export::weights::{AdapterDelta, WeightFormat};
 use planish_export::{CacheMode, ExportOptions, ExportReport, Layout, export};
 
+use super::export::{prompt, read_adapter, read_text};
 use crate::output;
 
 /// Write Core ML packages, for the Neural Engine and the GPU of Apple devices
@@ -64,13 +63,6 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Tokens of the text that are used; more would take long and tell little.
-const MAX_TEXT_TOKENS: usize = 2048;
-/// Something ordinary to start from where no text is given.
-const PROMPT: &str = "The sea was calm that morning, and the fishermen had gone out before sunrise. By noon the wind had \
-    turned, and the first of the boats came back with torn sails and empty nets. The old man on the pier had seen it all \
-    before. He lit his pipe, looked at the clouds over the headland, and said that the weather would hold until evening.";
-
 pub(crate) fn run(args: &Args) -> Result<()> {
     let options = options(args)?;
     let delta = match &args.adapter {
@@ -124,29 +116,6 @@ fn options(args: &Args) -> Result<ExportOptions> {
             .unwrap_or_default(),
         prompt: prompt(&args.model),
     })
-}
-
-fn read_adapter(model: &Path, dir: &Path) -> Result<AdapterDelta> {
-    let base = BaseModel::open(model)?;
-    let read = ReadOptions {
-        base: Some(&base),
-        ..ReadOptions::default()
-    };
-    let (adapter, _) = Adapter::read(dir, &read)?;
-    AdapterDelta::from_adapter(&adapter).with_context(|| format!("{} does not fit", dir.display()))
-}
-
-fn read_text(model: &Path, path: &Path) -> Result<Vec<u32>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut ids = Tokenizer::from_dir(model)?.encode_text(&text)?.ids;
-    ids.truncate(MAX_TEXT_TOKENS);
-    Ok(ids)
-}
-
-/// A model folder may lack a tokenizer: then the check starts from arbitrary tokens.
-fn prompt(model: &Path) -> Vec<u32> {
-    let encode = || Some(Tokenizer::from_dir(model).ok()?.encode_text(PROMPT).ok()?.ids);
-    encode().unwrap_or_default()
 }
 
 fn describe(report: &ExportReport, elapsed: Duration) -> Result<String> {

@@ -226,7 +226,8 @@ fn divergence(p: ArrayView1<f32>, q: ArrayView1<f32>) -> f64 {
         .sum()
 }
 
-fn argmax(row: ArrayView1<f32>) -> usize {
+/// Index of the largest.
+pub(crate) fn argmax(row: ArrayView1<f32>) -> usize {
     row.iter()
         .enumerate()
         .fold(0, |best, (i, v)| if *v > row[best] { i } else { best })

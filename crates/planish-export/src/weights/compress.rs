@@ -1,6 +1,6 @@
 //! Integer and table forms of weight matrices, one block of rows at a time.
 
-use coreml_mil::{DType, pack_bits};
+use coreml_mil::{DType, pack_bits, unpack_bits};
 use half::f16;
 
 use super::palettize;
@@ -254,35 +254,40 @@ fn tables(weights: &[f32], columns: usize, group: usize, bits: usize, importance
     out
 }
 
-/// What a reader computes from the stored form: the inverse of [`compress`], for checks.
+/// What a reader that multiplies in fp16 computes from the stored form: the inverse of [`compress`], for checks.
 pub fn dequantize(data: &[u8], side: &[f16], rows: usize, columns: usize, format: WeightFormat) -> Vec<f32> {
-    use coreml_mil::unpack_bits;
+    let exact = restore(data, side, [rows, columns], rows, format);
+    exact.into_iter().map(|value| f16::from_f32(value).to_f32()).collect()
+}
+
+/// The stored weights in exact arithmetic, `[rows, columns]`; `total_rows` is the height of the whole weight.
+pub fn restore(
+    data: &[u8],
+    side: &[f16],
+    [rows, columns]: [usize; 2],
+    total_rows: usize,
+    format: WeightFormat,
+) -> Vec<f32> {
     let count = rows * columns;
-    let per_side = |block: usize| move |i: usize| i / block;
-    let product = |level: f32, scale: f16| f16::from_f32(level * scale.to_f32()).to_f32();
+    let scaled = |block: usize, level: &dyn Fn(usize) -> f32| -> Vec<f32> {
+        (0..count).map(|i| level(i) * side[i / block].to_f32()).collect()
+    };
     match format {
         WeightFormat::Fp16 => data
             .chunks_exact(2)
             .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
             .collect(),
-        WeightFormat::Int8 => {
-            let at = per_side(columns);
-            (0..count)
-                .map(|i| product(f32::from(data[i] as i8), side[at(i)]))
-                .collect()
-        }
+        WeightFormat::Int8 => scaled(columns, &|i| f32::from(data[i] as i8)),
         WeightFormat::Int4 => {
-            let at = per_side(scale_block(columns));
             let elements = unpack_bits(data, 4, count);
-            let signed = |v: u8| f32::from((v << 4) as i8 >> 4);
-            (0..count).map(|i| product(signed(elements[i]), side[at(i)])).collect()
+            scaled(scale_block(columns), &|i| f32::from((elements[i] << 4) as i8 >> 4))
         }
         WeightFormat::Lut4 | WeightFormat::Lut6 => {
             let bits = format.data_type().bits();
-            let at = per_side(table_rows(rows) * columns);
+            let per_table = table_rows(total_rows) * columns;
             let elements = unpack_bits(data, bits, count);
             (0..count)
-                .map(|i| side[(at(i) << bits) + usize::from(elements[i])].to_f32())
+                .map(|i| side[((i / per_table) << bits) + usize::from(elements[i])].to_f32())
                 .collect()
         }
     }

@@ -9,9 +9,12 @@ mod source;
 mod stream;
 
 pub use adapter::{AdapterDelta, LoraDelta};
-pub use compress::{Compressed, WeightFormat, compress, dequantize};
+pub(crate) use compress::row_quantum;
+pub use compress::{Compressed, WeightFormat, compress, dequantize, restore};
 pub use kmeans::palettize;
+pub(crate) use plan::Job;
 pub use plan::{Encoded, WeightPlan};
 pub use rows::{Rows, StoredRows};
 pub use source::WeightSource;
-pub use stream::{Importance, LayerError, stream};
+pub(crate) use stream::fill;
+pub use stream::{Importance, LayerError, Sink, stream};

@@ -18,6 +18,8 @@ pub(crate) enum JobSource {
     },
     /// Numbers computed here, under a label.
     Table { label: String },
+    /// A vector plus one, as f32: the gain of a norm whose file holds it less one.
+    PlusOne { tensor: String },
 }
 
 /// One or two consecutive blobs (data, and scales or tables) that are written together.
@@ -25,6 +27,27 @@ pub(crate) enum JobSource {
 pub(crate) struct Job {
     pub(crate) source: JobSource,
     pub(crate) table: Vec<f16>,
+}
+
+impl Job {
+    /// Rows of a checkpoint tensor, in a format.
+    pub(crate) fn rows(tensor: &str, rows: Range<usize>, format: WeightFormat) -> Self {
+        Self::without_table(JobSource::Rows {
+            tensor: tensor.into(),
+            rows,
+            format,
+        })
+    }
+
+    /// A vector plus one, as f32.
+    pub(crate) fn plus_one(tensor: &str) -> Self {
+        Self::without_table(JobSource::PlusOne { tensor: tensor.into() })
+    }
+
+    fn without_table(source: JobSource) -> Self {
+        let table = Vec::new();
+        Self { source, table }
+    }
 }
 
 /// A planned weight, as the graph refers to it.

@@ -54,36 +54,86 @@ pub struct LayerError {
 /// A share, so that a token with large activations counts no more than another; docs/coreml.md has the measurement.
 pub type Importance = BTreeMap<String, Vec<f32>>;
 
+/// Where the data of weights go, one after the other.
+pub trait Sink: Send {
+    /// Ends the current weight and begins the next one.
+    ///
+    /// # Errors
+    /// When the current one lacks data, or there is no next.
+    fn next_weight(&mut self) -> Result<()>;
+
+    /// Appends data to the current weight.
+    ///
+    /// # Errors
+    /// When it would become too long, or cannot be written.
+    fn write(&mut self, data: &[u8]) -> Result<()>;
+}
+
+/// The weight file of a Core ML package, with a hash of all data.
+struct BlobSink {
+    writer: BlobWriter,
+    hash: Xxh3,
+}
+
+impl Sink for BlobSink {
+    fn next_weight(&mut self) -> Result<()> {
+        self.writer.next_blob()?;
+        Ok(())
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<()> {
+        self.hash.update(data);
+        Ok(self.writer.write(data)?)
+    }
+}
+
 /// Writes the weight file. Returns the error of each compressed weight and a hash of all data.
 ///
-/// Reading and converting run beside hashing and writing, which have a thread of their own.
-///
 /// # Errors
-/// [`Error::NotFinite`] and [`Error::Fp16Range`] for weights that fp16 cannot hold; [`Error::Io`].
+/// As [`fill`], and [`Error::Io`].
 pub fn stream(
     plan: &WeightPlan,
     source: &WeightSource,
     importance: &Importance,
     path: &Path,
 ) -> Result<(Vec<LayerError>, u64)> {
-    let writer = BlobWriter::create(path, &plan.blobs)?;
+    let sink = BlobSink {
+        writer: BlobWriter::create(path, &plan.blobs)?,
+        hash: Xxh3::new(),
+    };
+    let (errors, sink) = fill(&plan.jobs, source, importance, sink)?;
+    sink.writer.finish()?;
+    Ok((errors, sink.hash.digest()))
+}
+
+/// Fills a sink with what the jobs ask for. Returns the error of each compressed weight.
+///
+/// Reading and converting run beside hashing and writing, which have a thread of their own.
+///
+/// # Errors
+/// [`Error::NotFinite`] and [`Error::Fp16Range`] for weights that fp16 cannot hold; errors of the sink.
+pub(crate) fn fill<S: Sink>(
+    jobs: &[Job],
+    source: &WeightSource,
+    importance: &Importance,
+    sink: S,
+) -> Result<(Vec<LayerError>, S)> {
     let (sender, receiver) = sync_channel(QUEUE);
     let used = Mutex::new(Vec::new());
     let (made, written) = std::thread::scope(|scope| {
-        let writing = scope.spawn(|| write_all(writer, receiver, &used));
+        let writing = scope.spawn(|| write_all(sink, receiver, &used));
         let out = Outlet {
             pieces: sender,
             used: &used,
         };
-        let made: Result<Vec<_>> = plan.jobs.iter().map(|job| run(job, source, importance, &out)).collect();
+        let made: Result<Vec<_>> = jobs.iter().map(|job| run(job, source, importance, &out)).collect();
         drop(out); // ends the writing
         (made, writing.join())
     });
     // Where writing failed, making failed after it for want of a taker.
-    let (writer, hash) = written.map_err(|_| Error::internal("the writing thread panicked"))??;
+    let sink = written.map_err(|_| Error::internal("the writing thread panicked"))??;
     let errors = made?.into_iter().flatten().collect();
-    writer.finish()?;
-    Ok((errors, hash))
+    Ok((errors, sink))
 }
 
 /// What the writing thread is told.
@@ -111,29 +161,32 @@ impl Outlet<'_> {
 
 /// Takes the receiver: when writing fails, makers must find nobody there.
 #[allow(clippy::needless_pass_by_value)]
-fn write_all(mut writer: BlobWriter, pieces: Receiver<Piece>, used: &Used) -> Result<(BlobWriter, u64)> {
-    let mut hash = Xxh3::new();
+fn write_all<S: Sink>(mut sink: S, pieces: Receiver<Piece>, used: &Used) -> Result<S> {
     for piece in &pieces {
         let data = match &piece {
             Piece::NextBlob => {
-                writer.next_blob()?;
+                sink.next_weight()?;
                 continue;
             }
             Piece::Bytes(bytes) => bytes.as_slice(),
             Piece::Halves(halves) => bytemuck::cast_slice(halves),
         };
-        hash.update(data);
-        writer.write(data)?;
+        sink.write(data)?;
         if let (Piece::Halves(halves), Ok(mut used)) = (piece, used.lock()) {
             used.push(halves);
         }
     }
-    Ok((writer, hash.digest()))
+    Ok(sink)
 }
 
 fn run(job: &Job, source: &WeightSource, importance: &Importance, out: &Outlet) -> Result<Option<LayerError>> {
     out.put(Piece::NextBlob)?;
     match &job.source {
+        JobSource::PlusOne { tensor } => {
+            let values: Vec<f32> = source.all(tensor)?.into_iter().map(|value| value + 1.0).collect();
+            out.put(Piece::Bytes(bytemuck::cast_slice(&values).to_vec()))
+                .map(|()| None)
+        }
         JobSource::Table { .. } => out.put(Piece::Halves(job.table.clone())).map(|()| None),
         JobSource::Rows {
             tensor,

@@ -4,6 +4,7 @@
 
 mod adapters;
 mod compressed;
+mod coreai;
 mod mutants;
 mod packages;
 mod reference;

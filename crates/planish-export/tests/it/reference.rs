@@ -66,6 +66,11 @@ fn golden_mistral_sliding_window() {
 }
 
 #[test]
+fn golden_gemma3() {
+    check("gemma3", None);
+}
+
+#[test]
 fn golden_qwen2() {
     check("qwen2", None);
 }

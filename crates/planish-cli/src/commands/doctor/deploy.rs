@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 
 /// Oldest macOS that loads what `planish export coreml` writes.
 const OLDEST_MACOS: u32 = 15;
+/// Oldest macOS with Core AI, whose engines put a model behind `LanguageModelSession`.
+const CORE_AI_MACOS: u32 = 27;
 
 pub(super) struct Deployment {
     /// Whether a package can run here.
@@ -26,6 +28,9 @@ impl Deployment {
 
 pub(super) fn of(machine: &Machine) -> Deployment {
     let export = "planish export coreml --model DIR --out model.mlpackage --check".to_owned();
+    let core_ai = format!(
+        "for macOS {CORE_AI_MACOS}, iOS {CORE_AI_MACOS} and later: planish export coreai --model DIR --out model --check"
+    );
     let Some(macos) = machine.macos else {
         return Deployment {
             runs_here: false,
@@ -34,6 +39,7 @@ pub(super) fn of(machine: &Machine) -> Deployment {
             how: vec![
                 export,
                 "copy model.mlpackage to a Mac with macOS 15, or an iPhone with iOS 18, or later".to_owned(),
+                core_ai,
             ],
             missing: Vec::new(),
         };
@@ -47,6 +53,19 @@ pub(super) fn of(machine: &Machine) -> Deployment {
                 format!("Neural Engine: macOS {macos} is older than {OLDEST_MACOS}"),
                 "softwareupdate --list".to_owned(),
             )],
+        };
+    }
+    if macos.0 >= CORE_AI_MACOS {
+        return Deployment {
+            runs_here: true,
+            reason: "Core AI runs language models here; which unit runs them is the system's choice".to_owned(),
+            how: vec![
+                core_ai,
+                "open the folder with CoreAILanguageModel(resourcesAt:), or llm-runner of Apple's coreai-models"
+                    .to_owned(),
+                format!("for older systems: {export}"),
+            ],
+            missing: Vec::new(),
         };
     }
     let compiler = has_coreml_compiler();
@@ -90,6 +109,28 @@ mod tests {
         assert!(!deployment.runs_here);
         assert!(deployment.how[0].starts_with("planish export coreml"));
         assert_eq!(deployment.to_json()["writes_packages"], true);
+    }
+
+    #[test]
+    fn a_system_with_core_ai_is_shown_that_way_first() {
+        let machine = Machine {
+            macos: Some("27.1".parse().unwrap()),
+            ..Machine::default()
+        };
+        let deployment = of(&machine);
+        if cfg!(target_arch = "aarch64") {
+            assert!(
+                deployment.how[0].contains("planish export coreai"),
+                "{:?}",
+                deployment.how
+            );
+        }
+        assert!(
+            of(&Machine::default())
+                .how
+                .iter()
+                .any(|step| step.contains("planish export coreai"))
+        );
     }
 
     #[test]
