@@ -49,6 +49,10 @@ impl<'a, 'k> RopeSettings<'a, 'k> {
             }
             objects.push(object);
         }
+        // As in transformers, the whole of an object of kind `default` gives way, its theta too.
+        if objects.len() == 2 && is_default(&objects[0]) && !is_default(&objects[1]) {
+            objects.remove(0);
+        }
         Ok(Self {
             objects,
             theta_key: "rope_theta",
@@ -306,4 +310,10 @@ impl<'a, 'k> RopeSettings<'a, 'k> {
             [] => Ok(None),
         }
     }
+}
+
+/// Whether an object says nothing of stretching.
+fn is_default(object: &Keys<'_>) -> bool {
+    let kind = object.present("rope_type").or_else(|| object.present("type"));
+    kind.is_none_or(|kind| kind.as_str() == Some("default"))
 }

@@ -127,7 +127,7 @@ fn scaling_beside_default_parameters_counts() {
     let both = json!({"rope_parameters": {"rope_theta": 500_000.0, "rope_type": "default"},
         "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}});
     let config = parse("llama", both).unwrap();
-    assert_eq!(rope(&config).theta, 500_000.0);
+    assert_eq!(rope(&config).theta, 10_000.0); // as transformers takes it
     let RopeScaling::Yarn {
         attention_factor,
         truncate,

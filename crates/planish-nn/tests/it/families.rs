@@ -69,19 +69,25 @@ fn golden_hugging_face_families() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// The rotary settings as programs write them under the old key, against what transformers makes of them.
+/// Rotary settings as programs and people write them, against what transformers makes of them.
 #[test]
-fn golden_hugging_face_theta_inside_rope_scaling() {
+fn golden_hugging_face_rope_settings() {
     const TOKENS: [u32; 11] = [1, 45, 67, 89, 101, 150, 260, 2, 10, 1, 77];
-    let Some(dir) = beside("cases/theta-inside-rope-scaling") else {
-        eprintln!("skipped: no shared/cases beside the checkout");
-        return;
+    let options = LoadOptions {
+        kernels: Some(Kernels::Composed),
+        ..LoadOptions::default()
     };
-    let (model, _) = Model::load(&dir, &LoadOptions::default()).unwrap();
-    let want = TensorStore::open(&dir.join("want.safetensors")).unwrap();
-    let expect = floats(&want, "logits");
-    let difference = max_difference(&logits(&model, &[&TOKENS]), &expect) / largest(&expect);
-    assert!(difference < 1e-4, "{difference}");
+    for case in ["rope-settings-passed-over", "theta-inside-rope-scaling"] {
+        let Some(dir) = beside("cases").map(|cases| cases.join(case)) else {
+            eprintln!("skipped: no shared/cases beside the checkout");
+            return;
+        };
+        let (model, _) = Model::load(&dir, &options).unwrap();
+        let want = TensorStore::open(&dir.join("want.safetensors")).unwrap();
+        let expect = floats(&want, "logits");
+        let difference = max_difference(&logits(&model, &[&TOKENS]), &expect) / largest(&expect);
+        assert!(difference < 1e-4, "{case}: {difference}");
+    }
 }
 
 /// `PLANISH_FAMILIES`, or the folder beside the checkout.
