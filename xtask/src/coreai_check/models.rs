@@ -66,6 +66,12 @@ fn config(family: &str, seed: u64) -> Value {
             config["mlp_bias"] = random.pick(&[true, false]).into();
         }
         "mistral" => config["sliding_window"] = random.pick(&[json!(4), json!(11), Value::Null]),
+        // Capped attention is refused.
+        "gemma2" => {
+            config["attn_logit_softcapping"] = Value::Null;
+            config["query_pre_attn_scalar"] = 16.into();
+            config["sliding_window"] = random.pick(&[4, 7]).into();
+        }
         "gemma3_text" => {
             config["sliding_window"] = random.pick(&[4, 7]).into();
             config["sliding_window_pattern"] = random.pick(&[1, 2, 6]).into();
