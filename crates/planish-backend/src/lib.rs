@@ -22,7 +22,7 @@ pub use child::{PROBE_COMMAND, child_main, die_with_parent};
 pub use choose::{Choice, Rejected, Requested, choose};
 pub use error::{Error, Result};
 pub use files::{FileFacts, MetallibFacts, MlxFiles};
-pub use limits::{MemoryBudget, budget, machine_memory_bytes, set_limits};
+pub use limits::{MemoryBudget, budget, set_limits};
 pub use machine::Machine;
 pub use probe::{Limits, conclude, probe, run_guarded};
 pub use report::{Backend, Check, CheckStatus, ChildEnd, DeviceReport, ProbeReport, Verdict};

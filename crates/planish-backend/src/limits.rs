@@ -1,8 +1,10 @@
 //! How much memory a run may use.
 
+use planish_core::memory::available_bytes;
+
 use crate::{DeviceReport, Result};
 
-/// Share of the machine's memory that a run may take.
+/// Share of the memory that this process may use, that a run may take.
 const SHARE_OF_RAM: f64 = 0.8;
 /// Share of the limit above which MLX returns cached buffers to the system. A step frees and takes again what its activations
 /// need: with a small cache each step would ask the driver for them.
@@ -17,11 +19,11 @@ pub struct MemoryBudget {
     pub cache_bytes: u64,
 }
 
-/// The smaller of what the device recommends and 80 % of the machine's memory, or what the user set.
+/// The smaller of what the device recommends and 80 % of the memory that this process may use, or what the user set.
 ///
 /// `None` where neither is known.
 pub fn budget(device: &DeviceReport, asked: Option<u64>) -> Option<MemoryBudget> {
-    let ram = machine_memory_bytes().map(|bytes| (bytes as f64 * SHARE_OF_RAM) as u64);
+    let ram = available_bytes().map(|bytes| (bytes as f64 * SHARE_OF_RAM) as u64);
     let known = [device.recommended_bytes, ram].into_iter().flatten().min();
     let total_bytes = asked.or(known)?;
     Some(MemoryBudget {
@@ -39,25 +41,6 @@ pub fn set_limits(budget: &MemoryBudget) -> Result<()> {
     planish_mlx::memory::set_memory_limit(size(budget.total_bytes))?;
     planish_mlx::memory::set_cache_limit(size(budget.cache_bytes))?;
     Ok(())
-}
-
-/// The machine's memory, where the system tells it.
-pub fn machine_memory_bytes() -> Option<u64> {
-    if let Ok(text) = std::fs::read_to_string("/proc/meminfo") {
-        let kilobytes: u64 = text
-            .lines()
-            .find(|l| l.starts_with("MemTotal:"))?
-            .split_whitespace()
-            .nth(1)?
-            .parse()
-            .ok()?;
-        return Some(kilobytes * 1024);
-    }
-    let output = std::process::Command::new("sysctl")
-        .args(["-n", "hw.memsize"])
-        .output()
-        .ok()?;
-    String::from_utf8_lossy(&output.stdout).trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -81,7 +64,7 @@ mod tests {
         let unknown = budget(&DeviceReport::default(), None).map(|b| b.total_bytes);
         assert_eq!(
             unknown,
-            machine_memory_bytes().map(|bytes| (bytes as f64 * SHARE_OF_RAM) as u64)
+            available_bytes().map(|bytes| (bytes as f64 * SHARE_OF_RAM) as u64)
         );
     }
 }

@@ -13,6 +13,7 @@ pub mod fs;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod hash;
+pub mod memory;
 pub mod model_config;
 pub mod run_config;
 pub mod suggest;

@@ -1,5 +1,6 @@
 //! Memory of this process and of MLX, read for reports.
 
+use planish_core::memory::{available_bytes, resident_bytes};
 use planish_mlx::device::{self, DeviceFact};
 
 use crate::Result;
@@ -17,33 +18,17 @@ pub(crate) fn read_and_reset_peak() -> Result<Memory> {
     })
 }
 
-/// What a run may use: what the device recommends, and at most four fifths of the machine's memory. `None` where the system
-/// tells neither.
+/// What a run may use: what the device recommends, and at most four fifths of the memory that this process may use.
+/// `None` where the system tells neither.
 pub(crate) fn budget() -> Result<Option<u64>> {
     let facts = device::facts(device::default_kind()?)?;
     let number = |name: &str| match facts.get(name) {
         Some(DeviceFact::Number(number)) => Some(*number as u64),
         _ => None,
     };
-    let of_machine = machine_bytes()
+    let of_machine = available_bytes()
         .or_else(|| number("memory_size"))
         .map(|bytes| bytes / 5 * 4);
     let recommended = number("max_recommended_working_set_size").filter(|bytes| *bytes > 0);
     Ok([of_machine, recommended].into_iter().flatten().min())
-}
-
-/// Memory of the machine in bytes, where `/proc` tells it.
-fn machine_bytes() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find(|line| line.starts_with("MemTotal:"))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
-}
-
-/// Resident memory of the process in bytes, where `/proc` tells it.
-fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
 }

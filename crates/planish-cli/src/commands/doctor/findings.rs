@@ -1,9 +1,7 @@
 //! What the machine, MLX and the probes say, and what follows from it.
 
 use anyhow::Result;
-use planish_backend::{
-    Backend, Choice, Machine, MlxFiles, ProbeReport, Requested, budget, choose, machine_memory_bytes,
-};
+use planish_backend::{Backend, Choice, Machine, MlxFiles, ProbeReport, Requested, budget, choose};
 use planish_mlx::Dtype;
 use planish_mlx::device::{self as mlx_device, DeviceKind};
 use planish_mlx::library::{self, GpuLibrary};
@@ -76,7 +74,7 @@ impl Findings {
         let kernels = choice.as_ref().map(|choice| kernels_on(choice.backend)).transpose()?;
         let blas = library::openblas_kernels();
         let mut findings = Self {
-            memory_bytes: machine_memory_bytes(),
+            memory_bytes: planish_core::memory::available_bytes(),
             mlx_version: planish_mlx::version()?,
             built_for: match library::gpu_support()? {
                 Some(GpuLibrary::Metal) => "metal",
