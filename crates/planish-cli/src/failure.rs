@@ -15,9 +15,12 @@ use crate::output;
 #[derive(Debug)]
 struct Usage(String);
 
-/// The user stopped the work, and what was done is safe; exit code 130.
+/// A signal stopped the work, and what was done is safe; exit code 128 and the number of the signal.
 #[derive(Debug)]
-pub(crate) struct Interrupted(pub(crate) String);
+pub(crate) struct Interrupted {
+    pub(crate) message: String,
+    pub(crate) signal: i32,
+}
 
 impl fmt::Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -27,7 +30,7 @@ impl fmt::Display for Usage {
 
 impl fmt::Display for Interrupted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.message)
     }
 }
 
@@ -47,10 +50,15 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     }
     if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
         eprintln!("{interrupted}");
-        return ExitCode::from(130);
+        return exit_code(interrupted.signal);
     }
     eprint!("{}", output::visible(&describe(error, command_has("force"))));
     ExitCode::from(if is_usage(error) { 2 } else { 1 })
+}
+
+/// What a shell says of a program that a signal ended.
+fn exit_code(signal: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX))
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {

@@ -37,6 +37,14 @@ impl ModelArgs {
         self.load_with(&LoadOptions::for_inference())
     }
 
+    /// The adapter where there is one, else the model: what is at fault when results are not finite.
+    pub(crate) fn named(&self) -> String {
+        match &self.adapter {
+            Some(adapter) => format!("{} with the adapter {}", self.model.display(), adapter.display()),
+            None => self.model.display().to_string(),
+        }
+    }
+
     fn load_with(&self, options: &LoadOptions) -> Result<Model> {
         let (mut model, _) = Model::load(&self.model, options)?;
         if let Some(adapter) = &self.adapter {

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressFinish, ProgressState, ProgressStyle};
 use planish_core::units::{format_bytes, format_duration};
 use planish_train::events::{EvalReport, GuardReason, GuardReport, RunPlan, StepReport, TrainReport};
 use planish_train::{Event, Observer};
@@ -12,15 +12,13 @@ use planish_train::{Event, Observer};
 use crate::model::DeviceInUse;
 use crate::output;
 
-/// Weight of the newest loss in the moving average.
-const SMOOTHING: f64 = 0.1;
-
 pub(crate) struct TrainView {
     model: String,
     device: DeviceInUse,
     bar: Option<ProgressBar>,
-    smooth_loss: Option<f64>,
-    validation: String,
+    /// Sum of the losses since the start and their number, until there is a report.
+    first_losses: (f64, usize),
+    validation: Option<String>,
     report: Option<TrainReport>,
 }
 
@@ -30,8 +28,8 @@ impl TrainView {
             model: model.display().to_string(),
             device,
             bar: None,
-            smooth_loss: None,
-            validation: String::new(),
+            first_losses: (0.0, 0),
+            validation: None,
             report: None,
         }
     }
@@ -67,31 +65,33 @@ impl TrainView {
     }
 
     fn step(&mut self, step: &StepReport) {
-        let before = self.smooth_loss.unwrap_or(step.loss);
-        let smooth = before + SMOOTHING * (step.loss - before);
-        // A loss that is no number must not stay in the average for ever.
-        self.smooth_loss = Some(if smooth.is_finite() { smooth } else { before });
+        self.first_losses.0 += step.loss * step.items as f64;
+        self.first_losses.1 += step.items;
         let Some(bar) = &self.bar else { return };
-        let report = self.report.as_ref();
-        let memory = report.map(|r| {
-            format!(
-                " · {:.0} tok/s · {} (peak {})",
-                r.tokens_per_second,
-                format_bytes(r.memory.active_bytes),
-                format_bytes(r.memory.peak_bytes)
-            )
-        });
-        bar.set_position(step.position.step as u64);
-        bar.set_message(format!(
-            "epoch {:.2} · loss {:.3} ({:.3}){} · lr {:.1e} · |g| {:.2}{}",
-            step.position.epoch,
-            self.smooth_loss.unwrap_or(step.loss),
-            step.loss,
-            self.validation,
-            step.learning_rate,
-            step.grad_norm,
-            memory.unwrap_or_default()
-        ));
+        let (position, length) = (step.position.step as u64, step.total_steps);
+        let taken = BAR_WIDTH + format!(" {position}/{length}  999 minutes").len();
+        bar.set_position(position);
+        bar.set_message(joined(&self.parts(step), terminal_width().saturating_sub(taken)));
+    }
+
+    /// What the live line says, the most important first.
+    fn parts(&self, step: &StepReport) -> Vec<String> {
+        // The loss of the record, as soon as there is one.
+        let (sum, items) = self.first_losses;
+        let loss = self
+            .report
+            .as_ref()
+            .map_or(sum / items.max(1) as f64, |report| report.loss);
+        let mut parts = vec![format!("epoch {:.2}", step.position.epoch), format!("loss {loss:.3}")];
+        parts.extend(self.validation.clone());
+        parts.push(format!("lr {:.1e}", step.learning_rate));
+        parts.push(format!("|g| {:.2}", step.grad_norm));
+        if let Some(report) = &self.report {
+            parts.push(format!("{:.0} tok/s", report.tokens_per_second));
+            let (active, peak) = (report.memory.active_bytes, report.memory.peak_bytes);
+            parts.push(format!("{} (peak {})", format_bytes(active), format_bytes(peak)));
+        }
+        parts
     }
 
     fn report(&mut self, report: &TrainReport) {
@@ -113,7 +113,7 @@ impl TrainView {
 
     fn evaluated(&mut self, eval: &EvalReport) {
         let mark = if eval.best { " (best)" } else { "" };
-        self.validation = format!(" · val {:.3}{mark}", eval.loss);
+        self.validation = Some(format!("val {:.3}{mark}", eval.loss));
         self.say(&format!(
             "step {}  validation loss {:.4}{}{mark}",
             eval.position.step,
@@ -150,7 +150,7 @@ impl Observer for TrainView {
             Event::Evaluated(eval) => self.evaluated(eval),
             Event::Guard(guard) => self.guard(guard),
             Event::Note(text) => self.say(text),
-            Event::Finished(_) => self.bar.take().iter().for_each(ProgressBar::finish),
+            Event::Finished(_) => self.bar.take().iter().for_each(ProgressBar::abandon),
             _ => {}
         }
     }
@@ -197,18 +197,81 @@ fn targets(plan: &RunPlan) -> Vec<String> {
 fn quality(eval: &EvalReport) -> String {
     let perplexity = eval.perplexity.zip(eval.perplexity_se);
     let perplexity = perplexity.map(|(perplexity, se)| format!("  perplexity {perplexity:.3} ± {se:.3}"));
-    let pairs = eval.preference.map(|pairs| {
-        let percent = 100.0 * pairs.accuracy;
-        format!("  margin {:.4}  {percent:.0} % of the pairs right", pairs.margin)
-    });
+    let pairs = eval
+        .figures
+        .get("reward_margin")
+        .zip(eval.figures.get("reward_accuracy"));
+    let pairs = pairs.map(|(margin, share)| format!("  margin {margin:.4}  {:.0} % of the pairs right", 100.0 * share));
     perplexity.or(pairs).unwrap_or_default()
 }
 
+/// Columns of the bar itself.
+const BAR_WIDTH: usize = 24;
+
+/// The first parts that have room, whole.
+fn joined(parts: &[String], room: usize) -> String {
+    let mut line = String::new();
+    for part in parts {
+        let separator = if line.is_empty() { "" } else { " · " };
+        if line.chars().count() + separator.chars().count() + part.chars().count() > room {
+            break;
+        }
+        line.push_str(separator);
+        line.push_str(part);
+    }
+    line
+}
+
+fn terminal_width() -> usize {
+    usize::from(console::Term::stderr().size().1)
+}
+
+/// A bar that stays where the run stopped.
 fn training_bar(plan: &RunPlan) -> ProgressBar {
-    let bar = ProgressBar::new(plan.total_steps as u64).with_position(plan.first_step as u64);
+    let bar = ProgressBar::new(plan.total_steps as u64)
+        .with_position(plan.first_step as u64)
+        .with_finish(ProgressFinish::Abandon);
+    let left = |state: &ProgressState, line: &mut dyn std::fmt::Write| {
+        if !state.is_finished() {
+            let _ = write!(line, "{:#}", HumanDuration(state.eta()));
+        }
+    };
     // A template that is wrong falls back to indicatif's own: a progress bar is no reason to fail.
-    match ProgressStyle::with_template("{bar:24} {pos}/{len} {wide_msg} {eta}") {
-        Ok(style) => bar.with_style(style),
+    match ProgressStyle::with_template(&format!("{{bar:{BAR_WIDTH}}} {{pos}}/{{len}} {{msg}} {{left}}")) {
+        Ok(style) => bar.with_style(style.with_key("left", left)),
         Err(_) => bar,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_room_is_left_out_whole() {
+        let parts = ["loss 2.669", "val 1.750", "86.1 MB (peak 374 MB)"].map(str::to_owned);
+        assert_eq!(joined(&parts, 80), "loss 2.669 · val 1.750 · 86.1 MB (peak 374 MB)");
+        assert_eq!(joined(&parts, 45), "loss 2.669 · val 1.750");
+        assert_eq!(joined(&parts, 12), "loss 2.669");
+        assert_eq!(joined(&parts, 5), "");
+    }
+
+    #[test]
+    fn bar_shows_the_loss_of_the_record_weighted_by_tokens() {
+        let mut view = TrainView::new(Path::new("m"), crate::model::DeviceInUse::Cpu);
+        let step = |loss: f64, items: usize| StepReport {
+            loss,
+            items,
+            ..StepReport::default()
+        };
+        view.step(&step(1.0, 30));
+        view.step(&step(5.0, 10));
+        assert!(view.parts(&step(5.0, 10)).contains(&"loss 2.000".to_owned()));
+        view.report(&TrainReport {
+            loss: 1.5,
+            ..TrainReport::default()
+        });
+        view.step(&step(9.0, 10));
+        assert!(view.parts(&step(9.0, 10)).contains(&"loss 1.500".to_owned()));
     }
 }

@@ -218,7 +218,8 @@ settings! {
         eval_every: Option<usize> = None,
         /// Batches of an evaluation, always the same ones. Unset: the whole validation set.
         val_batches: Option<usize> = None,
-        /// End with the adapter of the best evaluation instead of the last one.
+        /// End with the adapter of the best evaluation instead of the last one. Where every evaluation was worse than that of
+        /// the untrained model, the last adapter is kept, with a warning.
         save_best: bool = true,
         /// Evaluations without a better loss after which the run ends; 0 = never.
         patience: usize = 0,
@@ -226,8 +227,8 @@ settings! {
         min_delta: f64 = 0.0,
         /// Compute activations again in the backward pass instead of keeping them: less memory, more time.
         checkpointing: bool = false,
-        /// Trace the update once a shape and fuse its element-wise operations; `cross_entropy` only. `auto`: on a GPU. On the CPU,
-        /// `true` needs a C++ compiler while training.
+        /// Trace the update once a shape and fuse its element-wise operations. `auto`: on a GPU. On the CPU, `true` needs a C++
+        /// compiler while training.
         compile: Compile = Compile::Auto,
         /// Before the first update, run one at the largest shape and refuse settings that do not fit in memory.
         preflight: bool = true,
@@ -308,8 +309,10 @@ settings! {
 
     /// Saved states that a run can resume from.
     ["checkpoint"] checkpoint: CheckpointSettings {
-        /// Updates between two saved states. Unset: only at the end and when interrupted.
+        /// Updates between two saved states. Unset: by time alone.
         every: Option<usize> = None,
+        /// Minutes between two saved states; more where saving would take a twentieth of the time. 0 = not by time.
+        every_minutes: f64 = 5.0,
         /// Saved states that are kept; older ones are removed.
         keep_last: usize = 2,
     }

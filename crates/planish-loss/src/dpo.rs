@@ -153,37 +153,24 @@ pub struct PreferenceLoss {
     pub rejected_rewards: Array,
 }
 
-/// Sums per-token values into sequences: `out[s] = Σ_{i: sequence[i] = s} values[i]`.
+/// Sums per-token values into sequences: `out[s] = Σ_t members[s, t] · values[t]`.
 ///
-/// A product with a 0/1 matrix built on the host: exact, differentiable, and independent of the order of the tokens.
+/// A product with a 0/1 matrix: exact, differentiable, and independent of the order of the tokens.
 ///
 /// # Shapes
-/// - `values`: `[t]`   - `sequences`: `t` indices below `n_sequences`   - result: `[n_sequences]`
+/// - `values`: `[t]`   - `members`: `[n, t]`, 1 where a token belongs to a sequence, else 0   - result: `[n]`
 ///
 /// # Errors
-/// [`Error::LengthMismatch`]; [`Error::OutOfRange`] for an index that is too large.
-pub fn sequence_sums(values: &Array, sequences: &[usize], n_sequences: usize) -> Result<Array> {
-    if values.size() != sequences.len() {
-        return Err(Error::LengthMismatch {
-            what: "sequence indices",
-            expected: values.size(),
-            found: sequences.len(),
+/// [`Error::ShapeMismatch`].
+pub fn sequence_sums(values: &Array, members: &Array) -> Result<Array> {
+    if members.ndim() != 2 || values.ndim() != 1 || members.dim(1) != values.dim(0) {
+        return Err(Error::ShapeMismatch {
+            what: "members of sequences",
+            expected: vec![-1, values.size() as i32],
+            found: members.shape().to_vec(),
         });
     }
-    let mut membership = vec![0f32; n_sequences * sequences.len()];
-    for (token, &sequence) in sequences.iter().enumerate() {
-        if sequence >= n_sequences {
-            return Err(Error::OutOfRange {
-                name: "sequence index",
-                value: sequence as f64,
-                range: "below the number of sequences",
-                row: Some(token),
-            });
-        }
-        membership[sequence * sequences.len() + token] = 1.0;
-    }
-    let membership = Array::from_slice(&membership, &[n_sequences as i32, sequences.len() as i32]);
-    Ok(membership.matmul(values)?)
+    Ok(members.matmul(values)?)
 }
 
 /// `log σ(x) = −log(e⁰ + e⁻ˣ)`, finite for every finite `x`. (`mlx_rs::nn::log_sigmoid` is compiled, which on CPU wants a

@@ -122,6 +122,9 @@ pub enum Error {
         vocab_size: usize,
     },
 
+    /// A model's output is NaN.
+    #[error("the model's logits are not finite: its weights or its adapter come from a run that has diverged")]
+    LogitsNotFinite,
     /// Nothing to run the model on.
     #[error("no tokens: a model needs at least one")]
     EmptyPrompt,

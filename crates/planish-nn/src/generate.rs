@@ -107,6 +107,10 @@ impl Tokens<'_> {
     /// Logits of the last position of `[1, s, d]`, on the host.
     fn last_logits(&self, hidden: &Array) -> Result<Vec<f32>> {
         let last = hidden.try_index((.., -1, ..))?; // [1, d]
-        Ok(host::to_f32_vec(&self.model.logits(&last)?)?)
+        let logits = host::to_f32_vec(&self.model.logits(&last)?)?;
+        match logits.iter().any(|logit| logit.is_nan()) {
+            true => Err(Error::LogitsNotFinite),
+            false => Ok(logits),
+        }
     }
 }

@@ -2,9 +2,11 @@
 
 use planish_core::hash::sha256_hex;
 use planish_data::{BatchPlan, Cursor, Dataset, MlxLmPlan, PlanOptions, PlanSummary, ShapeCount, Window};
+use planish_nn::Model;
 
 use crate::Result;
 use crate::options::{Compat, TrainOptions};
+use crate::update::WindowSource;
 use crate::weighting::ExampleWeights;
 
 /// Which rows make which update.
@@ -120,6 +122,19 @@ impl Batches {
             Self::Planish(plan) => plan.summary(),
             Self::MlxLm(plan) => &plan.summary,
         }
+    }
+}
+
+/// The windows of a plan over its data set.
+#[derive(Debug)]
+pub(crate) struct Planned<'a> {
+    pub(crate) plan: &'a Batches,
+    pub(crate) data: &'a Dataset,
+}
+
+impl WindowSource for Planned<'_> {
+    fn window(&mut self, at: Cursor, _: &Model) -> Result<Window> {
+        self.plan.window(self.data, at.epoch, at.window_index)
     }
 }
 

@@ -53,8 +53,8 @@ pub enum Error {
 
     /// Several updates in a row had a loss or a gradient that is not finite.
     #[error(
-        "{in_a_row} updates in a row were not finite (the last at step {step}, rows {}); nothing of them was applied: \
-         lower optimizer.learning_rate or look at the rows, listed in bad_rows.jsonl",
+        "{in_a_row} updates in a row were not finite (the last at step {step}, rows {}); nothing of them was applied; {kept}\n\
+         lower optimizer.learning_rate, or look at the rows, which are listed in bad_rows.jsonl",
         rows.join(", ")
     )]
     Diverged {
@@ -64,6 +64,26 @@ pub enum Error {
         in_a_row: usize,
         /// Rows of the last one, as `file:line`.
         rows: Vec<String>,
+        /// What the run leaves behind.
+        kept: String,
+    },
+
+    /// A loss is not finite although the updates were.
+    #[error("the {what} at step {step} is not finite: the run has diverged; {kept}\nlower optimizer.learning_rate")]
+    NotFinite {
+        /// Which loss.
+        what: &'static str,
+        /// When.
+        step: usize,
+        /// What the run leaves behind.
+        kept: String,
+    },
+
+    /// The model's loss is not finite before anything was trained.
+    #[error("the {what} is not finite before the first update: the model or its data is at fault, not the training")]
+    BadStart {
+        /// Which loss.
+        what: &'static str,
     },
 
     /// The largest batch needs more memory than there is.
@@ -117,6 +137,34 @@ pub enum Error {
         /// The tensor and what is wrong with it.
         reason: String,
     },
+}
+
+impl Error {
+    /// Whether the device gave up on a piece of work that was too long or too large for it: Metal's watchdog, or its or
+    /// CUDA's memory. Smaller pieces may do.
+    pub(crate) fn is_of_the_device(&self) -> bool {
+        const SIGNS: [&str; 8] = [
+            "kIOGPUCommandBufferCallbackErrorTimeout",
+            "kIOGPUCommandBufferCallbackErrorImpactingInteractivity",
+            "kIOGPUCommandBufferCallbackErrorInnocentVictim",
+            "kIOGPUCommandBufferCallbackErrorOutOfMemory",
+            "Insufficient Memory",
+            "greater than the maximum allowed buffer size",
+            "Unable to allocate",
+            "out of memory",
+        ];
+        let is_of_mlx = matches!(
+            self,
+            Self::Mlx(_) | Self::MlxLayer(_) | Self::Model(_) | Self::Loss(_) | Self::Read(_)
+        );
+        let text = self.to_string();
+        is_of_mlx && SIGNS.iter().any(|sign| text.contains(sign))
+    }
+
+    /// Whether losses are not finite any more.
+    pub(crate) fn is_divergence(&self) -> bool {
+        matches!(self, Self::Diverged { .. } | Self::NotFinite { .. })
+    }
 }
 
 /// [`std::result::Result`] with this crate's [`Error`].

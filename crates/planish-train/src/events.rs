@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use planish_data::PlanSummary;
 
+pub use crate::figures::Figures;
+
 /// Receives the events of a run, in order, on the training thread.
 pub trait Observer {
     /// Called once an event.
@@ -95,7 +97,7 @@ pub struct RunPlan {
 }
 
 /// One update.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct StepReport {
     /// After the update.
     pub position: Position,
@@ -107,6 +109,8 @@ pub struct StepReport {
     pub learning_rate: f64,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
+    /// What the loss is a mean over: trained tokens, or preference pairs.
+    pub items: usize,
     /// Trained tokens of the update.
     pub tokens: usize,
     /// Seconds it took.
@@ -126,8 +130,8 @@ pub struct TrainReport {
     pub loss_weighted: Option<f64>,
     /// Figures of the distrust weights.
     pub distrust: Option<DistrustReport>,
-    /// Figures of preference pairs.
-    pub preference: Option<PreferenceReport>,
+    /// Means of what the objective reports besides.
+    pub figures: Figures,
     /// Learning rate of the last update.
     pub lr: f64,
     /// Learning rate of `lora_b`, where LoRA+ sets it apart.
@@ -158,21 +162,6 @@ pub struct TrainReport {
     pub shapes_seen: usize,
     /// Updates refused so far.
     pub skipped_steps: u64,
-}
-
-/// Figures of preference pairs: means over the pairs.
-///
-/// A reward is `β·(log π(y) − log π_ref(y))` for DPO and the log-odds of the answer for ORPO.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct PreferenceReport {
-    /// Reward of the chosen answer minus that of the rejected one.
-    pub margin: f64,
-    /// Share of the pairs whose chosen answer has the larger reward.
-    pub accuracy: f64,
-    /// Reward of the chosen answer.
-    pub chosen_reward: f64,
-    /// Reward of the rejected answer.
-    pub rejected_reward: f64,
 }
 
 /// Figures of distrust weighting over an interval.
@@ -214,8 +203,8 @@ pub struct EvalReport {
     pub perplexity_se: Option<f64>,
     /// Trained tokens that were counted.
     pub tokens: usize,
-    /// Figures of preference pairs.
-    pub preference: Option<PreferenceReport>,
+    /// Means of what the objective reports besides.
+    pub figures: Figures,
     /// Whether it is the best so far.
     pub best: bool,
     /// The step of the best so far.
@@ -299,8 +288,8 @@ pub struct Summary {
     pub last_loss: Option<f64>,
     /// The best evaluation: step and loss.
     pub best: Option<(usize, f64)>,
-    /// Which step's adapter lies in the output folder.
-    pub adapter_step: usize,
+    /// Which step's adapter is in the output folder; `None` where none is.
+    pub adapter_step: Option<usize>,
     /// Trained tokens of the whole run.
     pub tokens: u64,
     /// Updates refused.
@@ -318,8 +307,12 @@ pub enum End {
     Completed,
     /// The validation loss did not improve any more.
     StoppedEarly,
-    /// Somebody asked it to stop; the state is saved.
+    /// Somebody asked it to stop; the state is saved, or nothing is left where no update was done.
     Interrupted,
+    /// Losses are not finite any more; what was saved before is kept.
+    Diverged,
+    /// An error ended it; what was saved before is kept.
+    Failed,
     /// It had been finished before; nothing was changed.
     AlreadyFinished,
 }
@@ -331,6 +324,8 @@ impl End {
             Self::Completed => "completed",
             Self::StoppedEarly => "stopped_early",
             Self::Interrupted => "interrupted",
+            Self::Diverged => "diverged",
+            Self::Failed => "failed",
             Self::AlreadyFinished => "already_finished",
         }
     }

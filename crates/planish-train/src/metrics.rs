@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::events::{
-    EvalReport, GuardReport, Memory, Position, PreferenceReport, RunPlan, SampleReport, SaveReport, Summary,
-    TrainReport,
+    EvalReport, Figures, GuardReport, Memory, Position, RunPlan, SampleReport, SaveReport, Summary, TrainReport,
 };
 use crate::{Error, Result};
 
@@ -49,7 +48,7 @@ impl Record {
             record.number("distrust_value", distrust.value);
             record.number("weight_max", distrust.weight_max);
         }
-        record.preference(report.preference.as_ref());
+        record.figures(&report.figures);
         record.number("lr", report.lr);
         record.optional("lr_b", report.lr_b);
         record.number("grad_norm", report.grad_norm);
@@ -74,7 +73,7 @@ impl Record {
         record.number("val_loss", report.loss);
         record.optional("val_ppl", report.perplexity);
         record.optional("val_ppl_se", report.perplexity_se);
-        record.preference(report.preference.as_ref());
+        record.figures(&report.figures);
         record.integer("val_tokens", report.tokens as u64);
         record.optional("val_loss_weighted", report.loss_weighted);
         record.value("best", report.best.into());
@@ -151,7 +150,10 @@ impl Record {
             "best_step",
             summary.best.map_or(Value::Null, |(step, _)| (step as u64).into()),
         );
-        record.integer("adapter_step", summary.adapter_step as u64);
+        record.value(
+            "adapter_step",
+            summary.adapter_step.map_or(Value::Null, |step| (step as u64).into()),
+        );
         record.integer("tokens", summary.tokens);
         record.integer("skipped_steps", summary.skipped_steps);
         record.number("elapsed_seconds", summary.elapsed_seconds);
@@ -200,13 +202,8 @@ impl Record {
         self.fields.insert(name.to_owned(), value.into());
     }
 
-    fn preference(&mut self, report: Option<&PreferenceReport>) {
-        if let Some(report) = report {
-            self.number("reward_margin", report.margin);
-            self.number("reward_accuracy", report.accuracy);
-            self.number("reward_chosen", report.chosen_reward);
-            self.number("reward_rejected", report.rejected_reward);
-        }
+    fn figures(&mut self, figures: &Figures) {
+        figures.iter().for_each(|(name, value)| self.number(name, value));
     }
 
     fn memory(&mut self, memory: &Memory) {

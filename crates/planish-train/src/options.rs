@@ -1,6 +1,7 @@
 //! Everything a supervised run can be told, resolved and typed.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use planish_core::run_config::{
     Compat as ConfigCompat, Compile as ConfigCompile, DistrustLink, DistrustMode, LoraInit as ConfigInit,
@@ -13,8 +14,8 @@ use planish_loss::distrust::{self, Link, Mode, Weighting};
 use planish_loss::dpo::DpoOptions;
 use planish_nn::{LoraConfig, LoraInit, LoraMethod, LoraScale};
 
+use crate::objectives::Recipe;
 use crate::optimizer::{Adafactor, Adam, AdamW, Groups, Lion, Muon, Rule, Sgd};
-use crate::recipes::Recipe;
 use crate::schedule::Shape;
 use crate::{Error, Result};
 
@@ -98,6 +99,8 @@ pub struct TrainOptions {
     pub min_delta: f64,
     /// Updates between two saved states; `None`: only at the end and when interrupted.
     pub checkpoint_every: Option<usize>,
+    /// Time between two saved states, where saving takes little of it; `None`: by updates alone.
+    pub checkpoint_interval: Option<Duration>,
     /// Saved states that are kept, besides the best.
     pub keep_last: usize,
     /// Updates between two reports.
@@ -222,6 +225,7 @@ impl Default for TrainOptions {
             patience: 0,
             min_delta: 0.0,
             checkpoint_every: None,
+            checkpoint_interval: Some(Duration::from_secs(300)),
             keep_last: 2,
             report_every: 10,
             tensorboard: false,
@@ -283,6 +287,9 @@ impl TrainOptions {
             eval_every: train.eval_every,
             save_best: train.save_best,
             checkpoint_every: config.checkpoint.every,
+            checkpoint_interval: Duration::try_from_secs_f64(60.0 * config.checkpoint.every_minutes)
+                .ok()
+                .filter(|interval| !interval.is_zero()),
             keep_last: config.checkpoint.keep_last,
             report_every: config.logging.report_every,
             tensorboard: config.logging.tensorboard,

@@ -6,9 +6,10 @@ use planish_core::target_modules::resolve;
 use planish_core::units::format_bytes;
 use planish_loss::head_loss::{CHUNK_TOKENS, automatic_chunk};
 use planish_mlx::device::DeviceKind;
+use planish_nn::LoraConfig;
 
+use crate::objectives::Recipe;
 use crate::options::{TrainOptions, Tuning};
-use crate::recipes::Recipe;
 use crate::{Error, Result};
 
 /// Bytes that a run is expected to hold at its peak, by what they are for.
@@ -78,10 +79,59 @@ impl MemoryEstimate {
     }
 }
 
+/// Refuses adapters of a larger rank than that of their weight, before any is made.
+///
+/// # Errors
+/// [`Error::Config`]; [`Error::RunConfig`] for target modules that the model does not have.
+pub(crate) fn check_ranks(config: &ModelConfig, options: &TrainOptions) -> Result<()> {
+    let Tuning::Adapters(lora) = &options.tuning else {
+        return Ok(());
+    };
+    for (path, rank, (input_dims, output_dims)) in adapters(config, lora)? {
+        let most = input_dims.min(output_dims);
+        if rank > most {
+            return Err(Error::Config {
+                key: "lora.rank",
+                reason: format!(
+                    "{rank} is larger than the rank of {path}, a weight of {output_dims} × {input_dims}: at most {most}"
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Seconds that a piece of work may take: the watchdog of a Mac's display ends what keeps the GPU from drawing for longer.
+const LONGEST_WORK: f64 = 0.5;
+
+/// Parts of a micro-batch so that forward and backward pass over one block, which is about what MLX hands to the GPU at once,
+/// take at most [`LONGEST_WORK`].
+pub(crate) fn pieces(config: &ModelConfig, (rows, length): (usize, usize), flops_per_second: f64) -> usize {
+    let (arch, linears) = (&config.arch, config.arch.linears());
+    let weights: usize = linears
+        .iter()
+        .map(|linear| linear.input_dims * linear.output_dims)
+        .sum();
+    let of_token = 6 * weights / arch.layers.len().max(1) + 12 * length * arch.hidden_size;
+    let seconds = |pieces: usize| (of_token * rows.div_ceil(pieces) * length) as f64 / flops_per_second;
+    let mut pieces = 1;
+    while pieces < rows && seconds(pieces) > LONGEST_WORK {
+        pieces *= 2;
+    }
+    pieces
+}
+
 fn adapter_numbers(config: &ModelConfig, options: &TrainOptions) -> Result<u64> {
     let Tuning::Adapters(lora) = &options.tuning else {
         return Ok(0);
     };
+    let numbers =
+        |(_, rank, (input_dims, output_dims)): &(String, usize, (usize, usize))| rank * (input_dims + output_dims);
+    Ok(adapters(config, lora)?.iter().map(numbers).sum::<usize>() as u64)
+}
+
+/// Path, rank and dimensions of the weight of each adapter.
+fn adapters(config: &ModelConfig, lora: &LoraConfig) -> Result<Vec<(String, usize, (usize, usize))>> {
     let (arch, linears) = (&config.arch, config.arch.linears());
     let mut paths: Vec<String> = linears.iter().map(|linear| linear.path.clone()).collect();
     if !arch.head.is_tied {
@@ -89,17 +139,14 @@ fn adapter_numbers(config: &ModelConfig, options: &TrainOptions) -> Result<u64> 
     }
     let targets = resolve(&lora.targets, &paths)?;
     let ranks = lora.ranks.resolve(lora.rank, &targets)?;
-    let size = |path: &str| {
+    let dims = |path: &str| {
         let linear = linears.iter().find(|linear| linear.path == path);
-        linear.map_or(arch.vocab_size + arch.hidden_size, |linear| {
-            linear.input_dims + linear.output_dims
+        linear.map_or((arch.hidden_size, arch.vocab_size), |linear| {
+            (linear.input_dims, linear.output_dims)
         })
     };
-    Ok(targets
-        .iter()
-        .zip(ranks)
-        .map(|(path, rank)| (rank * size(path)) as u64)
-        .sum())
+    let ranked = targets.into_iter().zip(ranks);
+    Ok(ranked.map(|(path, rank)| (path.clone(), rank, dims(&path))).collect())
 }
 
 fn activations(config: &ModelConfig, options: &TrainOptions, rows: u64, length: u64, element: u64) -> u64 {

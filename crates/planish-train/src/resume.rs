@@ -1,13 +1,10 @@
 //! From a run to a checkpoint and back, so that the rest is what it would have been without the stop.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use mlx_rs::{Array, Dtype};
-use planish_checkpoint::ExactF64;
-use planish_checkpoint::run_state::{
-    Best as SavedBest, Counters, DataCursor, Distrust, Environment, Position as SavedPosition, RngState, RunInputs,
-    RunState, Schedule as SavedSchedule,
-};
+use planish_checkpoint::run_state::{Environment, RunInputs, RunState};
 use planish_core::hash::sha256_hex;
 use planish_data::Dataset;
 use planish_mlx::device::{self, DeviceFact};
@@ -17,8 +14,6 @@ use planish_tensors::{Dtype as FileDtype, HostTensor};
 
 use crate::batches::Batches;
 use crate::options::TrainOptions;
-use crate::schedule::Schedule;
-use crate::weighting::ExampleWeights;
 use crate::{Error, Result};
 
 /// How a run treats what lies in its output folder.
@@ -42,6 +37,13 @@ pub struct Identity {
     pub tokenizer_sha256: String,
     /// SHA-256 of the chat template.
     pub template_sha256: String,
+    /// Seconds since 1970 that the template took for the time, kept for when the run goes on ([`template_time`]).
+    pub template_time: Option<i64>,
+}
+
+/// What chat templates took for the time in the run that can go on in a folder, by its newest checkpoint.
+pub fn template_time(out: &Path) -> Option<i64> {
+    RunState::newest(out)?.template_time
 }
 
 /// The inputs that must be the same when a run goes on.
@@ -71,88 +73,6 @@ pub(crate) fn environment(model: &Model) -> Result<Environment> {
         device: name.unwrap_or_default(),
         kernels: model.kernels().describe().to_owned(),
     })
-}
-
-/// Everything of a run that is not a tensor.
-pub(crate) struct Snapshot<'a> {
-    pub(crate) options: &'a TrainOptions,
-    pub(crate) inputs: &'a RunInputs,
-    pub(crate) environment: &'a Environment,
-    pub(crate) position: SavedPosition,
-    pub(crate) window_index: usize,
-    pub(crate) schedule: &'a Schedule,
-    pub(crate) best: Option<SavedBest>,
-    pub(crate) counters: Counters,
-    pub(crate) weights: &'a ExampleWeights,
-    pub(crate) accumulators: BTreeMap<String, Vec<f64>>,
-    pub(crate) metrics_offset: u64,
-}
-
-impl Snapshot<'_> {
-    pub(crate) fn to_state(&self) -> RunState {
-        let inputs = self.inputs;
-        let numbers = [
-            ("learning_rate", self.schedule.learning_rate),
-            ("min_learning_rate", self.schedule.min_learning_rate),
-            ("warmup_start", self.schedule.warmup_start),
-            ("warmup_steps", self.schedule.warmup_steps as f64),
-            ("total_steps", self.schedule.total_steps as f64),
-        ];
-        RunState {
-            schema: RunState::SCHEMA,
-            environment: self.environment.clone(),
-            position: self.position,
-            data: DataCursor {
-                epoch: self.position.epoch,
-                window_index: self.window_index as u64,
-                plan_hash: inputs.plan_hash.clone(),
-                data_hash: inputs.data_hash.clone(),
-                tokenizer_hash: inputs.tokenizer_hash.clone(),
-                template_hash: inputs.template_hash.clone(),
-                order_seed: self.options.seed,
-            },
-            rng: RngState {
-                seed: self.options.seed,
-                ..RngState::default()
-            },
-            schedule: SavedSchedule {
-                name: format!("{:?}", self.schedule.shape).to_lowercase(),
-                parameters: numbers
-                    .into_iter()
-                    .map(|(name, x)| (name.to_owned(), ExactF64(x)))
-                    .collect(),
-                position: self.position.step,
-            },
-            best: self.best.clone(),
-            counters: self.counters.clone(),
-            distrust: self.distrust(),
-            accumulators: exact(&self.accumulators),
-            metrics_offset: self.metrics_offset,
-            config_sha256: inputs.config_sha256.clone(),
-            base_sha256: inputs.base_sha256.clone(),
-        }
-    }
-
-    fn distrust(&self) -> Option<Distrust> {
-        let normalisers = self.weights.normalisers()?;
-        let distrust = &self.options.distrust;
-        Some(Distrust {
-            mode: format!("{:?}", distrust.mode).to_lowercase(),
-            link: distrust.weighting.link.name().to_owned(),
-            mu0: ExactF64(normalisers.mu0),
-            mu1: ExactF64(normalisers.mu1),
-            floor: ExactF64(distrust.weighting.floor),
-            cap: ExactF64(distrust.weighting.cap),
-        })
-    }
-}
-
-/// Saved numbers as plain ones.
-pub(crate) fn plain(saved: &BTreeMap<String, Vec<ExactF64>>) -> BTreeMap<String, Vec<f64>> {
-    saved
-        .iter()
-        .map(|(name, values)| (name.clone(), values.iter().map(|x| x.0).collect()))
-        .collect()
 }
 
 /// Saved tensors in the order of the trainables, which they must match exactly.
@@ -200,17 +120,11 @@ fn to_array(name: &str, tensor: &HostTensor) -> Result<Array> {
     Ok(host::array_from_bytes(&tensor.bytes, &tensor.shape, dtype)?)
 }
 
-fn exact(values: &BTreeMap<String, Vec<f64>>) -> BTreeMap<String, Vec<ExactF64>> {
-    values
-        .iter()
-        .map(|(name, values)| (name.clone(), values.iter().map(|&x| ExactF64(x)).collect()))
-        .collect()
-}
-
 /// The settings that decide the numbers; how often they are saved and shown does not.
 fn deciding(options: &TrainOptions) -> String {
     let shown = TrainOptions {
         checkpoint_every: None,
+        checkpoint_interval: None,
         keep_last: 0,
         tensorboard: false,
         activation_checkpointing: false,

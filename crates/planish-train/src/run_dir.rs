@@ -24,6 +24,8 @@ pub(crate) struct RunDir {
     metrics: MetricsWriter,
     tensorboard: Option<TensorBoard>,
     checkpoints: run_state::RunDir,
+    /// Whether this run made the folder.
+    is_new: bool,
 }
 
 impl RunDir {
@@ -32,8 +34,33 @@ impl RunDir {
         if holds_something(path)? {
             return Err(Error::OutNotEmpty { path: path.to_owned() });
         }
+        let is_new = !path.exists();
         let checkpoints = run_state::RunDir::open(path)?;
-        Self::of(checkpoints)
+        Ok(Self {
+            is_new,
+            ..Self::of(checkpoints)?
+        })
+    }
+
+    /// Removes everything from a folder that was [taken empty](Self::create), and the folder itself where the run made it.
+    pub(crate) fn remove(&self) {
+        let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
+        for entry in entries {
+            let path = entry.path();
+            // What cannot be removed stays; the error that ended the run is the one to tell.
+            let _ = match path.is_dir() {
+                true => std::fs::remove_dir_all(&path),
+                false => std::fs::remove_file(&path),
+            };
+        }
+        if self.is_new {
+            let _ = std::fs::remove_dir(&self.path);
+        }
+    }
+
+    /// The newest whole checkpoint of this run.
+    pub(crate) fn newest(&self, verify: Verify) -> Result<Option<(PathBuf, Checkpoint)>> {
+        Ok(self.checkpoints.resume(verify)?.found)
     }
 
     /// Takes the folder of an earlier run, and its newest whole checkpoint if there is one.
@@ -52,6 +79,7 @@ impl RunDir {
             metrics,
             tensorboard: None,
             checkpoints,
+            is_new: false,
         })
     }
 

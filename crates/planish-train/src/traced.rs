@@ -1,78 +1,26 @@
 //! Updates as functions that MLX traces once a shape: whatever differs from batch to batch is an argument.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::rc::Rc;
 
 use mlx_rs::{Array, Dtype};
 use planish_mlx::device::{self, DeviceKind};
-use planish_mlx::transforms::{Compiled, value_and_grad};
-use planish_nn::{Model, Training};
+use planish_mlx::transforms::Compiled;
+use planish_nn::Model;
 
+use crate::objective::{Collated, Objective, Outcome, Pass, Signature};
 use crate::optimizer::{Gradients, Optimizer};
 use crate::options::{Compat, Compile, TrainOptions, Tuning};
-use crate::recipes::sft::Sft;
-use crate::recipes::{Objective, Outcome};
-use crate::update::Place;
-use crate::{Error, Result, clip};
-
-/// Trained positions are filled up to the next of so many parts of the batch.
-const PARTS: usize = 4;
-
-/// A batch as arguments of a traced function.
-pub(crate) struct Arguments {
-    /// What the trace depends on.
-    pub(crate) signature: Signature,
-    /// What it does not depend on.
-    pub(crate) arrays: Vec<Array>,
-    /// Where among the reported items those stand that count, in order.
-    pub(crate) counted: Vec<usize>,
-    /// The forward pass over them.
-    pub(crate) forward: Forward,
-}
-
-/// A forward pass over the arrays of [`Arguments`].
-pub(crate) type Forward = fn(&Model, Signature, &[Array], Training<'_>, &TrainOptions) -> Result<Outcome>;
-
-/// What decides the shapes of a batch's arguments.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Signature {
-    pub(crate) rows: usize,
-    pub(crate) length: usize,
-    /// Whether there are segments.
-    pub(crate) is_packed: bool,
-    /// Places for trained positions.
-    pub(crate) slots: usize,
-}
-
-impl Signature {
-    pub(crate) fn new((rows, length): (usize, usize), is_packed: bool, trained: usize) -> Self {
-        let part = (rows * length).div_ceil(PARTS).max(1);
-        Self {
-            rows,
-            length,
-            is_packed,
-            slots: (trained.div_ceil(part).max(1) * part).min(rows * length),
-        }
-    }
-
-    /// Whether every position has its place.
-    pub(crate) fn is_whole(self) -> bool {
-        self.slots == self.rows * self.length
-    }
-
-    /// Most signatures that batches of so many shapes have.
-    pub(crate) fn most(n_shapes: usize) -> usize {
-        n_shapes * PARTS
-    }
-}
+use crate::update::{Place, Step, Summed, differentiate, step, training};
+use crate::{Error, Result};
 
 /// Whether updates are traced.
 ///
 /// # Errors
-/// [`Error::Config`] when they shall be and cannot.
-pub(crate) fn is_wanted(model: &Model, objective: &dyn Objective, options: &TrainOptions) -> Result<bool> {
-    let obstacle = if !objective.can_be_traced() {
-        Some("dpo and orpo are not compiled")
-    } else if options.compat != Compat::Native {
+/// [`Error::Config`] when compilation is requested but not possible.
+pub(crate) fn is_wanted(model: &Model, options: &TrainOptions) -> Result<bool> {
+    let obstacle = if options.compat != Compat::Native {
         Some("train.compat = \"mlx-lm\" is not compiled")
     } else if model.kernels().is_native() {
         Some("kernels of our own for the CPU are not compiled: set model.kernels = \"composed\"")
@@ -90,12 +38,12 @@ pub(crate) fn is_wanted(model: &Model, objective: &dyn Objective, options: &Trai
     }
 }
 
-/// Whether supervised updates of `model` with these options are traced and compiled on the default device.
+/// Whether updates of `model` with these options are traced and compiled on the default device.
 ///
 /// # Errors
-/// [`Error::Config`] when they shall be and cannot.
+/// [`Error::Config`] when compilation is requested but not possible.
 pub fn compiles_updates(model: &Model, options: &TrainOptions) -> Result<bool> {
-    is_wanted(model, &Sft, options)
+    is_wanted(model, options)
 }
 
 /// The traced functions of a run.
@@ -104,34 +52,24 @@ pub(crate) struct Traces {
     /// The model that the traces are made of, where its weights do not train.
     joined: Option<Model>,
     gradients: BTreeMap<Signature, Compiled<Error>>,
-    apply: Option<Compiled<Error>>,
-}
-
-/// What forward and backward pass over a micro-batch give, not computed yet.
-pub(crate) struct MicroBatch {
-    pub(crate) gradients: Gradients,
-    pub(crate) outcome: Outcome,
-}
-
-/// What an update gives besides the optimizer's new state, not computed yet.
-pub(crate) struct Update {
-    pub(crate) norm: Array,
-    pub(crate) accept: Array,
+    step: Option<Compiled<Error>>,
 }
 
 impl Traces {
-    /// Objective, items and gradients of a micro-batch.
+    /// Gradients in the optimizer's layout and outcome of a micro-batch, not computed yet.
     pub(crate) fn gradients(
         &mut self,
+        objective: &Rc<dyn Objective>,
         model: &mut Model,
         optimizer: &Optimizer,
-        batch: &Arguments,
+        batch: &Collated,
         dropout_key: &Array,
         options: &TrainOptions,
-    ) -> Result<MicroBatch> {
-        let function = match self.gradients.entry(batch.signature) {
-            std::collections::btree_map::Entry::Occupied(found) => found.into_mut(),
-            std::collections::btree_map::Entry::Vacant(place) => {
+    ) -> Result<(Gradients, Outcome)> {
+        let signature = batch.tokens.signature();
+        let function = match self.gradients.entry(signature) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(place) => {
                 // What is not computed when a trace is made, every call of it would compute again.
                 model.materialize()?;
                 let model = match options.tuning {
@@ -140,80 +78,76 @@ impl Traces {
                     Tuning::Adapters(_) if self.joined.is_none() => self.joined.insert(model.joined()?),
                     Tuning::Adapters(_) => self.joined.as_ref().unwrap_or(model),
                 };
-                place.insert(gradients_of(model, optimizer, batch, options)?)
+                place.insert(gradients_of(objective.clone(), model, optimizer, signature, options)?)
             }
         };
         let mut arguments = optimizer.masters();
         arguments.push(dropout_key.clone());
-        arguments.extend_from_slice(&batch.arrays);
-        let mut outputs = function.call(&arguments)?.into_iter();
-        let (Some(objective), Some(items)) = (outputs.next(), outputs.next()) else {
+        arguments.extend(batch.arrays());
+        let mut figures = function.call(&arguments)?;
+        let n_figures = 2 + objective.figures().len();
+        if figures.len() < n_figures {
             return Err(incomplete());
-        };
-        Ok(MicroBatch {
-            gradients: Gradients::from_arrays(outputs.as_slice()),
-            outcome: Outcome { objective, items },
-        })
+        }
+        let gradients = Gradients::from_arrays(&figures.split_off(n_figures));
+        let objective = figures.remove(0);
+        Ok((gradients, Outcome { objective, figures }))
     }
 
-    /// Clips and updates; a gradient or objective that is not finite changes nothing.
-    pub(crate) fn apply(
+    /// Clips and steps; a gradient or an objective that is not finite changes nothing.
+    pub(crate) fn step(
         &mut self,
         optimizer: &mut Optimizer,
-        gradients: &Gradients,
-        objective: &Array,
+        summed: &Summed,
         place: Place,
         clip_norm: Option<f64>,
-    ) -> Result<Update> {
-        let function = match &mut self.apply {
+    ) -> Result<Step> {
+        let function = match &mut self.step {
             Some(function) => function,
-            None => self.apply.insert(application_of(optimizer, clip_norm)?),
+            None => self.step.insert(step_of(optimizer, clip_norm)?),
         };
         let mut arguments: Vec<Array> = optimizer.pending().into_iter().cloned().collect();
-        arguments.extend_from_slice(gradients.arrays());
-        arguments.extend([objective.clone(), Array::from_bool(place.counts)]);
+        arguments.extend_from_slice(summed.gradients.arrays());
+        arguments.extend([summed.objective.clone(), Array::from_bool(place.counts)]);
         arguments.extend(optimizer.learning_rates(place.learning_rate));
         let mut outputs = function.call(&arguments)?;
         let (Some(accept), Some(norm)) = (outputs.pop(), outputs.pop()) else {
             return Err(incomplete());
         };
         optimizer.set_pending(&outputs)?;
-        Ok(Update { norm, accept })
+        Ok(Step { norm, accept })
     }
 }
 
-/// Masters, dropout key and batch → objective, items and gradients in the optimizer's layout.
+/// Masters, dropout key and batch → objective, figures and gradients in the optimizer's layout.
 fn gradients_of(
+    objective: Rc<dyn Objective>,
     model: &Model,
     optimizer: &Optimizer,
-    batch: &Arguments,
+    signature: Signature,
     options: &TrainOptions,
 ) -> Result<Compiled<Error>> {
     let (mut model, optimizer, options) = (model.clone(), emptied(optimizer)?, options.clone());
-    let (signature, forward) = (batch.signature, batch.forward);
     let trainables = model.trainables();
-    let narrow = narrow_dtype(&model, &trainables);
-    let all: Vec<usize> = (0..trainables.len()).collect();
+    let (n_trainables, narrow) = (trainables.len(), narrow_dtype(&model, &trainables));
     drop(trainables);
     let function = move |arguments: &[Array]| {
         let n_masters = optimizer.masters().len();
         let Some((masters, [dropout_key, arrays @ ..])) = arguments.split_at_checked(n_masters) else {
             return Err(incomplete());
         };
-        let training = Training {
-            dropout_key: Some(dropout_key),
-            activation_checkpointing: options.activation_checkpointing,
-        };
-        let objective = |values: &[Array]| {
-            model.set_trainables(values)?;
-            let outcome = forward(&model, signature, arrays, training, &options)?;
-            Ok::<_, Error>(vec![outcome.objective, outcome.items])
+        let batch = Collated::of_arrays(signature, arrays).ok_or_else(incomplete)?;
+        let pass = Pass {
+            training: Some(training(dropout_key, &options)),
+            options: &options,
         };
         let values = optimizer.trainables_of(masters, narrow)?;
-        let (mut outputs, gradients) = value_and_grad(objective, &values, &all)?;
+        let (gradients, outcome) = differentiate(&*objective, &mut model, &values, &batch, pass)?;
+        let mut outputs = vec![outcome.objective];
+        outputs.extend(outcome.figures);
         outputs.extend_from_slice(optimizer.gather(&gradients)?.arrays());
         // Neither the arrays of the trace nor those that the run began with are needed again.
-        model.set_trainables(&vec![Array::from_int(0); all.len()])?;
+        model.set_trainables(&vec![Array::from_int(0); n_trainables])?;
         Ok(outputs)
     };
     Ok(Compiled::new(function)?)
@@ -233,8 +167,9 @@ fn narrow_dtype(model: &Model, trainables: &[(String, Array)]) -> Option<Dtype> 
     Some(model.dtype()).filter(|dtype| only_products && *dtype != Dtype::Float32)
 }
 
-/// Optimizer's state, gradients, objective, whether it may count, and learning rates → new state, norm and whether the update counts.
-fn application_of(optimizer: &Optimizer, clip_norm: Option<f64>) -> Result<Compiled<Error>> {
+/// Optimizer's state, gradients, objective, whether it may count, and learning rates → new state, norm and whether the
+/// update counts.
+fn step_of(optimizer: &Optimizer, clip_norm: Option<f64>) -> Result<Compiled<Error>> {
     let mut optimizer = emptied(optimizer)?;
     let n_state = optimizer.pending().len();
     let function = move |arguments: &[Array]| {
@@ -246,16 +181,11 @@ fn application_of(optimizer: &Optimizer, clip_norm: Option<f64>) -> Result<Compi
             return Err(incomplete());
         };
         optimizer.set_pending(state)?;
-        let mut gradients = Gradients::from_arrays(gradients);
-        let norm = gradients.norm()?;
-        let accept = norm
-            .is_finite()?
-            .logical_and(objective.is_finite()?)?
-            .logical_and(counts)?;
-        if let Some(most) = clip_norm {
-            gradients = gradients.scale(&clip::clip_factor(&norm, most)?)?;
-        }
-        optimizer.step_at(&gradients, learning_rates, &accept)?;
+        let summed = Summed {
+            gradients: Gradients::from_arrays(gradients),
+            objective: objective.clone(),
+        };
+        let Step { norm, accept } = step(&mut optimizer, &summed, counts, learning_rates, clip_norm)?;
         let mut outputs: Vec<Array> = optimizer.pending().into_iter().cloned().collect();
         outputs.extend([norm, accept]);
         optimizer = emptied(&optimizer)?;
@@ -268,22 +198,4 @@ fn incomplete() -> Error {
     Error::MlxLayer(planish_mlx::Error::Operation(
         "a traced function has not all of its arguments or results".to_owned(),
     ))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn prop_a_shape_has_four_signatures_at_most_and_all_tokens_find_a_place() {
-        for (rows, length) in [(1, 1), (1, 2), (1, 7), (3, 5), (4, 1024), (8, 333)] {
-            let of = |trained| Signature::new((rows, length), false, trained);
-            let all: BTreeSet<Signature> = (0..=rows * length).map(of).collect();
-            assert!(all.len() <= Signature::most(1), "{all:?}");
-            assert!((1..=rows * length).all(|trained| of(trained).slots >= trained));
-            assert!(of(rows * length).is_whole());
-        }
-    }
 }

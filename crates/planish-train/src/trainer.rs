@@ -5,6 +5,7 @@ mod trial;
 mod under_way;
 
 use std::path::Path;
+use std::rc::Rc;
 
 use planish_checkpoint::run_state::Input;
 use planish_core::run_config::RunConfig;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::Result;
 use crate::events::{End, Observer, StopFlag, Summary};
+use crate::objective::Objective;
 use crate::options::TrainOptions;
 use crate::resume::{Identity, Resume};
 use under_way::UnderWay;
@@ -59,6 +61,8 @@ pub struct Trainer<'a> {
     samples: Option<(&'a Tokenizer, usize, usize)>,
     files: Vec<(String, Vec<u8>)>,
     memory_budget: Option<u64>,
+    flops_per_second: Option<f64>,
+    objective: Option<Rc<dyn Objective>>,
 }
 
 impl<'a> Trainer<'a> {
@@ -78,6 +82,8 @@ impl<'a> Trainer<'a> {
             samples: None,
             files: Vec::new(),
             memory_budget: None,
+            flops_per_second: None,
+            objective: None,
         }
     }
 
@@ -144,29 +150,34 @@ impl<'a> Trainer<'a> {
         self
     }
 
+    /// Speed of a device that ends work which takes it long, as the watchdog of a Mac's display does: micro-batches are cut so
+    /// that no piece of work does.
+    pub fn bound_work(mut self, flops_per_second: f64) -> Self {
+        self.flops_per_second = Some(flops_per_second);
+        self
+    }
+
+    /// Minimises an objective of your own instead of that of [`TrainOptions::recipe`].
+    pub fn objective(mut self, objective: Rc<dyn Objective>) -> Self {
+        self.objective = Some(objective);
+        self
+    }
+
     /// Trains `model` and leaves it with the last values.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) for settings, [`Error::Diverged`](crate::Error::Diverged) when three updates in a row are not finite, and those of the
-    /// model, the data and the files.
+    /// [`Error::Config`](crate::Error::Config) for settings, [`Error::Diverged`](crate::Error::Diverged) when three updates
+    /// in a row are not finite, [`Error::NotFinite`](crate::Error::NotFinite) when an evaluation or the end is not, and
+    /// those of the model, the data and the files. A run that fails before its first update leaves nothing behind.
     pub fn run(self, model: &mut Model, observer: &mut dyn Observer) -> Result<Summary> {
         let mut run = UnderWay::prepare(&self, model, observer)?;
         if run.is_finished_already() {
             return Ok(run.summary(End::AlreadyFinished));
         }
-        run.start(model)?;
-        while run.end.is_none() {
-            run.update(model)?;
-            if run.is_due(Some(self.options.report_every)) {
-                run.report()?;
-            }
-            if run.is_due(self.options.eval_every) {
-                run.evaluate(model)?;
-            }
-            if run.is_due(self.options.checkpoint_every) {
-                run.save_checkpoint(model)?;
-            }
+        let trained = run.start(model).and_then(|()| run.train(model));
+        match trained.and_then(|()| run.finish(model)) {
+            Ok(summary) => Ok(summary),
+            Err(error) => Err(run.fail(error)),
         }
-        run.finish(model)
     }
 }

@@ -1,7 +1,7 @@
 //! Distrust weights of a data set, as a run uses them.
 
 use planish_data::Dataset;
-use planish_loss::distrust::{self, Mode, Normalisers, Provenance, Weights};
+use planish_loss::distrust::{self, Mode, Provenance, Weights};
 
 use crate::options::DistrustOptions;
 use crate::{Error, Result};
@@ -69,7 +69,7 @@ impl ExampleWeights {
         }
     }
 
-    /// Weights out of thin air.
+    /// Fixed weights.
     #[cfg(test)]
     pub(crate) fn fixed(weights: &[f64]) -> Self {
         let rows: Vec<Option<Provenance>> = vec![None; weights.len()];
@@ -125,20 +125,21 @@ impl ExampleWeights {
         self.weights.as_ref().map(Weights::effective_share)
     }
 
-    /// The means that normalise the weights.
-    pub(crate) fn normalisers(&self) -> Option<Normalisers> {
-        self.weights.as_ref().map(|weights| weights.normalisers)
-    }
-
     /// Weights of another split under this split's means; `None` where there are none to use.
-    pub(crate) fn for_other(&self, data: &Dataset, options: &DistrustOptions) -> Option<impl Fn(usize) -> f64 + use<>> {
-        let normalisers = self.normalisers()?;
-        let rows = provenance(data).ok()?;
-        let weighting = options.weighting;
+    pub(crate) fn for_other(&self, data: &Dataset, options: &DistrustOptions) -> Option<Self> {
+        let (own, rows) = (self.weights.as_ref()?, provenance(data).ok()?);
         if rows.iter().all(Option::is_none) {
             return None;
         }
-        Some(move |example: usize| weighting.weight(rows.get(example).copied().flatten(), &normalisers))
+        let weight = |row: &Option<Provenance>| options.weighting.weight(*row, &own.normalisers);
+        Some(Self {
+            mode: Mode::Weight,
+            weights: Some(Weights {
+                weights: rows.iter().map(weight).collect(),
+                ..own.clone()
+            }),
+            ..Self::equal()
+        })
     }
 }
 

@@ -25,8 +25,7 @@ pub use run_dir::RunDir;
 pub use save::{Retention, Saved};
 pub use search::{Checkpoint, PassedOver, Resume, Verify};
 pub use state::{
-    Best, ChangedInput, Counters, DataCursor, Distrust, Environment, Input, Position, RngState, RunInputs, RunState,
-    Schedule,
+    Best, ChangedInput, Counters, DataCursor, DistrustSums, Environment, Input, Interval, Position, RunInputs, RunState,
 };
 
 #[doc(hidden)]

@@ -70,6 +70,20 @@ impl Checkpoint {
     }
 }
 
+impl RunState {
+    /// The state of the newest whole checkpoint of a run directory, read without taking its lock and without its tensors;
+    /// `None` where there is none.
+    pub fn newest(root: &Path) -> Option<Self> {
+        let checkpoints = root.join("checkpoints");
+        steps(&checkpoints).ok()?.into_iter().rev().find_map(|step| {
+            let dir = checkpoints.join(pointer::dir_name(step));
+            Manifest::verify(&dir, Verify::SizesOnly).ok()?;
+            let path = dir.join(STATE_FILE);
+            Self::from_json(&std::fs::read(&path).ok()?, &path).ok()
+        })
+    }
+}
+
 /// The adapter, or the weights of a full fine-tune, which lie in shards.
 fn read_trained(dir: &Path) -> Result<Adapter> {
     if !dir.join(planish_tensors::INDEX_FILE).exists() {

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
@@ -24,19 +24,24 @@ pub struct RunState {
     pub position: Position,
     /// Which batch comes next, and of what data.
     pub data: DataCursor,
-    /// Random streams.
-    pub rng: RngState,
-    /// Learning-rate schedule.
-    pub schedule: Schedule,
+    /// Seconds since 1970 that chat templates took for the time; templates with a date in them need the same again.
+    pub template_time: Option<i64>,
     /// Best evaluation so far.
     pub best: Option<Best>,
+    /// Evaluations since the best one.
+    pub evaluations_without_new_best: u64,
+    /// Step of the last evaluation.
+    pub evaluated_at: Option<u64>,
     /// Totals since the start.
     pub counters: Counters,
-    /// Provenance weighting, when it is on.
-    pub distrust: Option<Distrust>,
-    /// Running numbers that the next metrics line needs: sums of an unfinished reporting interval, recent gradient
-    /// norms. The trainer names them.
-    pub accumulators: BTreeMap<String, Vec<ExactF64>>,
+    /// Recent gradient norms, oldest first.
+    pub grad_norms: Vec<ExactF64>,
+    /// Loss of the last report.
+    pub last_loss: Option<ExactF64>,
+    /// Step of the adapter in the output folder.
+    pub adapter_step: Option<u64>,
+    /// The reporting interval that is not over.
+    pub interval: Interval,
     /// Bytes of `metrics.jsonl` that belong to the run up to here.
     pub metrics_offset: u64,
     /// SHA-256 of the resolved configuration.
@@ -52,7 +57,7 @@ pub struct Environment {
     pub planish_version: String,
     /// The MLX that computed it.
     pub mlx_version: String,
-    /// `cpu`, `metal` or `cuda`.
+    /// `cpu` or `gpu`.
     pub backend: String,
     /// Name of the device.
     pub device: String,
@@ -89,32 +94,6 @@ pub struct DataCursor {
     pub tokenizer_hash: String,
     /// SHA-256 of the chat template.
     pub template_hash: String,
-    /// Seed of the order of the rows.
-    pub order_seed: u64,
-}
-
-/// Random streams.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RngState {
-    /// The run's seed.
-    pub seed: u64,
-    /// Draws so far, by stream.
-    pub stream_counters: BTreeMap<String, u64>,
-    /// MLX's global key.
-    pub mlx_key: [u32; 2],
-}
-
-/// Learning-rate schedule.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Schedule {
-    /// Such as `cosine`.
-    pub name: String,
-    /// Its numbers, by name.
-    pub parameters: BTreeMap<String, ExactF64>,
-    /// Updates counted.
-    pub position: u64,
 }
 
 /// The best evaluation so far.
@@ -125,8 +104,6 @@ pub struct Best {
     pub step: u64,
     /// Its validation loss.
     pub val_loss: ExactF64,
-    /// Evaluations without a new best that are still allowed.
-    pub patience_left: u64,
     /// Name of its checkpoint, such as `step-0000100`.
     pub dir: String,
 }
@@ -145,26 +122,56 @@ pub struct Counters {
     pub skipped_steps: u64,
     /// Skipped steps in a row up to here.
     pub consecutive_skipped_steps: u64,
-    /// Exponential mean of the loss.
-    pub ema_loss: Option<ExactF64>,
 }
 
-/// State of the provenance weighting.
+/// Sums over the updates since the last report.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Distrust {
-    /// How the weights are used.
-    pub mode: String,
-    /// From score to weight.
-    pub link: String,
-    /// Normaliser of the weights.
-    pub mu0: ExactF64,
-    /// Normaliser of the weighted loss.
-    pub mu1: ExactF64,
-    /// Smallest weight.
-    pub floor: ExactF64,
+pub struct Interval {
+    /// Updates.
+    pub steps: u64,
+    /// Updates whose gradient was clipped.
+    pub clipped: u64,
+    /// Loss over the items, which are tokens or preference pairs.
+    pub loss: ExactF64,
+    /// The same with the weights of examples.
+    pub weighted_loss: ExactF64,
+    /// Means over the micro-batches of an update.
+    pub means: ExactF64,
+    /// Items.
+    pub items: u64,
+    /// Trained tokens.
+    pub tokens: u64,
+    /// Positions with a token.
+    pub used_positions: u64,
+    /// Positions.
+    pub positions: u64,
+    /// Learning rate of the last update.
+    pub learning_rate: ExactF64,
+    /// Norm of the last gradient.
+    pub grad_norm: ExactF64,
+    /// What the objective reports besides, by name.
+    pub figures: BTreeMap<String, ExactF64>,
+    /// Provenance weighting, when it is on.
+    pub distrust: Option<DistrustSums>,
+    /// Rows and length of every batch so far, of the whole run.
+    pub shapes: BTreeSet<(u64, u64)>,
+}
+
+/// Sums over the windows of an interval.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DistrustSums {
+    /// Effective sample sizes.
+    pub ess: ExactF64,
+    /// The same as shares of the examples.
+    pub ess_fraction: ExactF64,
     /// Largest weight.
-    pub cap: ExactF64,
+    pub weight_max: ExactF64,
+    /// Published values of the examples that have one.
+    pub values: ExactF64,
+    /// How many have one.
+    pub n_values: u64,
 }
 
 /// The inputs that must be the same when a run goes on.
@@ -256,7 +263,7 @@ impl fmt::Display for ChangedInput {
 
 impl RunState {
     /// The version of the layout that is written and read.
-    pub const SCHEMA: u32 = 1;
+    pub const SCHEMA: u32 = 2;
 
     /// The JSON text; equal states give equal bytes.
     pub fn to_json(&self) -> Vec<u8> {
@@ -275,7 +282,15 @@ impl RunState {
         let schema = known.get("schema").and_then(serde_json::Value::as_u64);
         if schema != Some(u64::from(Self::SCHEMA)) {
             let found = schema.map_or("missing".to_string(), |schema| schema.to_string());
-            let reason = format!("`schema` is {found}, this planish reads {}", Self::SCHEMA);
+            let writer = known
+                .get("planish_version")
+                .and_then(serde_json::Value::as_str)
+                .unwrap_or("unknown");
+            let reason = format!(
+                "`schema` is {found} (written by planish {writer}), this planish reads {}; resume with that version, or \
+                 begin a run from its adapter with lora.start",
+                Self::SCHEMA
+            );
             return Err(Error::BadJson {
                 path: path.to_path_buf(),
                 reason,
@@ -369,41 +384,47 @@ pub(crate) mod tests {
                 data_hash: "data".into(),
                 tokenizer_hash: "tokenizer".into(),
                 template_hash: "template".into(),
-                order_seed: u64::MAX,
             },
-            rng: RngState {
-                seed: 7,
-                stream_counters: BTreeMap::from([("dropout".into(), 9)]),
-                mlx_key: [1, u32::MAX],
-            },
-            schedule: Schedule {
-                name: "cosine".into(),
-                parameters: BTreeMap::from([("warmup".into(), exact(10.0)), ("peak".into(), exact(1e-4))]),
-                position: step,
-            },
+            template_time: Some(1_700_000_000),
             best: Some(Best {
                 step: 1,
                 val_loss: exact(2.5),
-                patience_left: 2,
                 dir: "step-0000001".into(),
             }),
+            evaluations_without_new_best: 2,
+            evaluated_at: Some(4),
             counters: Counters {
                 trained_tokens: 1,
                 total_tokens: 2,
                 examples: 3,
                 skipped_steps: 1,
                 consecutive_skipped_steps: 1,
-                ema_loss: Some(exact(0.1)),
             },
-            distrust: Some(Distrust {
-                mode: "weight".into(),
-                link: "log".into(),
-                mu0: exact(0.3),
-                mu1: exact(1.7),
-                floor: exact(0.0),
-                cap: exact(f64::INFINITY),
-            }),
-            accumulators: BTreeMap::from([("loss_sum".into(), vec![exact(0.1), exact(0.7)])]),
+            grad_norms: vec![exact(0.1), exact(0.7)],
+            last_loss: Some(exact(1.7)),
+            adapter_step: Some(1),
+            interval: Interval {
+                steps: 2,
+                clipped: 1,
+                loss: exact(0.3),
+                weighted_loss: exact(0.2),
+                means: exact(0.4),
+                items: 9,
+                tokens: 8,
+                used_positions: 7,
+                positions: 16,
+                learning_rate: exact(1e-4),
+                grad_norm: exact(f64::INFINITY),
+                figures: BTreeMap::from([("reward_margin".into(), exact(0.7))]),
+                distrust: Some(DistrustSums {
+                    ess: exact(1.5),
+                    ess_fraction: exact(0.5),
+                    weight_max: exact(2.0),
+                    values: exact(0.1),
+                    n_values: 3,
+                }),
+                shapes: BTreeSet::from([(2, 8)]),
+            },
             metrics_offset: 1234,
             config_sha256: "config".into(),
             base_sha256: "base".into(),
@@ -425,15 +446,15 @@ pub(crate) mod tests {
     proptest! {
         /// S-1: serialise, parse, serialise gives the same bytes for any f64.
         #[test]
-        fn prop_state_survives_to_the_bit(bits in prop::collection::vec(any::<u64>(), 6), seed in any::<u64>()) {
+        fn prop_state_survives_to_the_bit(bits in prop::collection::vec(any::<u64>(), 6), time in any::<i64>()) {
             let number = |i: usize| ExactF64(f64::from_bits(bits[i]));
             let mut state = example(5);
-            state.rng.seed = seed;
-            state.counters.ema_loss = Some(number(0));
-            state.distrust.as_mut().unwrap().mu0 = number(1);
+            state.template_time = Some(time);
+            state.last_loss = Some(number(0));
+            state.interval.loss = number(1);
             state.best.as_mut().unwrap().val_loss = number(2);
-            state.schedule.parameters.insert("x".into(), number(3));
-            state.accumulators.insert("y".into(), vec![number(4), number(5)]);
+            state.interval.figures.insert("x".into(), number(3));
+            state.grad_norms = vec![number(4), number(5)];
             let json = state.to_json();
             let back = RunState::from_json(&json, Path::new("state.json")).unwrap();
             prop_assert_eq!(&back, &state);
@@ -474,12 +495,18 @@ pub(crate) mod tests {
                 .to_string()
         };
         let keys: Vec<String> = good.as_object().unwrap().keys().cloned().collect();
-        for key in keys.iter().filter(|key| !["best", "distrust"].contains(&key.as_str())) {
+        let optional = ["best", "template_time", "evaluated_at", "last_loss", "adapter_step"];
+        for key in keys.iter().filter(|key| !optional.contains(&key.as_str())) {
             let mut bad = good.clone();
             bad.as_object_mut().unwrap().remove(key);
             assert!(refused(&bad).contains(key), "{key}");
         }
-        for (parent, key) in [("", "new"), ("/data", "new"), ("/rng", "new"), ("/counters", "new")] {
+        for (parent, key) in [
+            ("", "new"),
+            ("/data", "new"),
+            ("/interval", "new"),
+            ("/counters", "new"),
+        ] {
             let mut bad = good.clone();
             bad.pointer_mut(parent).unwrap()[key] = 1.into();
             assert!(
@@ -489,8 +516,12 @@ pub(crate) mod tests {
             );
         }
         let mut bad = good.clone();
-        bad["schema"] = 2.into();
-        assert!(refused(&bad).contains("`schema` is 2"));
+        bad["schema"] = 1.into();
+        let reason = refused(&bad);
+        assert!(
+            reason.contains("`schema` is 1 (written by planish 0.1.0)") && reason.contains("lora.start"),
+            "{reason}"
+        );
     }
 
     #[test]

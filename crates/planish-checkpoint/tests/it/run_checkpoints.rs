@@ -43,7 +43,7 @@ fn checkpoint(step: u64) -> Checkpoint {
         ..RunState::default()
     };
     state.position.step = step;
-    state.counters.ema_loss = Some(ExactF64(1.0 / step as f64));
+    state.last_loss = Some(ExactF64(1.0 / step as f64));
     Checkpoint {
         adapter,
         optimizer,
@@ -56,7 +56,6 @@ fn with_best(step: u64, best: u64) -> Checkpoint {
     checkpoint.state.best = Some(Best {
         step: best,
         val_loss: ExactF64(0.5),
-        patience_left: 1,
         dir: format!("step-{best:07}"),
     });
     checkpoint

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use planish_core::run_config::RunConfig;
 use planish_data::Dataset;
 use planish_train::{TrainOptions, evaluate};
@@ -41,7 +41,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ..TrainOptions::default()
     };
     options.check()?;
-    let found = evaluate(&model, &data, &options, None, None)?;
+    let found = evaluate(&model, &data, &options, None)?;
+    if !found.loss.is_finite() {
+        bail!("the loss of {} is not finite", args.model.named());
+    }
     if args.json {
         let document = json!({
             "loss": found.loss,

@@ -1,7 +1,7 @@
 use std::io::Write;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use planish_data::{ChatTemplate, TemplateOptions, Tokenizer};
 use planish_nn::Sampling;
 use planish_nn::generate::{GenerateOptions, generate};
@@ -60,7 +60,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut clock = Clock::default();
     for token in generate(&model, &prompt, &options)? {
         clock.tick();
-        if let Some(piece) = stream.push(token?)? {
+        let token = token.with_context(|| format!("{} cannot be used", args.model.named()))?;
+        if let Some(piece) = stream.push(token)? {
             args.show(&piece)?;
             text.push_str(&piece);
         }

@@ -1,5 +1,7 @@
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -13,9 +15,9 @@ use planish_core::units::format_duration;
 use planish_data::{Rungs, Split, Splits};
 use planish_nn::Model;
 use planish_tensors::TensorStore;
-use planish_train::{End, Identity, Resume, StopFlag, Summary, TrainOptions, Trainer};
+use planish_train::{End, Identity, Resume, StopFlag, Summary, TrainOptions, Trainer, template_time};
 use serde_json::{Map, Value, json};
-use signal_hook::consts::SIGINT;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::data::{self, Text};
@@ -49,7 +51,7 @@ pub(crate) struct Args {
     /// Train with the arithmetic, the batches and the defaults of another program, for comparing with it
     #[arg(long, value_name = "PROGRAM", value_parser = ["mlx-lm"])]
     compat: Option<String>,
-    /// Go on from the newest whole checkpoint in the output folder, to the same bits
+    /// Resume bit-exactly from the newest whole checkpoint in --out, with the settings in its config.toml
     #[arg(long)]
     resume: bool,
     /// With --resume: go on although these have changed since the checkpoint
@@ -77,14 +79,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .into_iter()
         .filter(|input| args.accept_changed.iter().any(|word| word == input.word()))
         .collect();
-    let summary = train(&config, resume, &accepted)?;
-    conclude(&summary)
+    let signal = Arc::new(AtomicI32::new(SIGINT));
+    let summary = train(&config, resume, &accepted, &signal)?;
+    conclude(&summary, signal.load(Ordering::Relaxed))
 }
 
 fn configuration(args: &Args) -> Result<RunConfig> {
     let mut builder = RunConfig::builder();
-    if let Some(file) = &args.config {
-        builder = builder.file(file)?;
+    if let Some(file) = args.config.clone().or_else(|| saved_config(args)) {
+        builder = builder.file(&file)?;
     }
     for assignment in &args.assignments {
         builder = builder.set(assignment)?;
@@ -104,19 +107,29 @@ fn configuration(args: &Args) -> Result<RunConfig> {
     Ok(builder.build()?)
 }
 
+/// The configuration of the run that goes on, where it wrote one.
+fn saved_config(args: &Args) -> Option<PathBuf> {
+    let file = Path::new(args.out.as_ref()?).join("config.toml");
+    (args.resume || args.resume_weights_only)
+        .then_some(file)
+        .filter(|file| file.exists())
+}
+
 /// The words for what a run reads, from the library's own list.
 fn input_words() -> PossibleValuesParser {
     PossibleValuesParser::new(Input::ALL.map(Input::word))
 }
 
-fn train(config: &RunConfig, resume: Resume, accepted: &[Input]) -> Result<Summary> {
+fn train(config: &RunConfig, resume: Resume, accepted: &[Input], signal: &Arc<AtomicI32>) -> Result<Summary> {
     let model_dir = required(&config.model.path, "--model", "model.path")?;
     let data_path = required(&config.data.path, "--data", "data.path")?;
     let out = required(&config.train.out, "--out", "train.out")?;
 
     let context = ModelConfig::from_file(&model_dir.join("config.json"))?.max_position_embeddings;
     let max_seq_length = data::max_seq_length(config.train.max_seq_length, context)?;
-    let now = template_time(out, resume)?;
+    // A template with a date in it renders the same rows when the run goes on.
+    let saved = template_time(out).filter(|_| resume == Resume::Exact);
+    let now = saved.map_or_else(seconds_since_1970, Ok)?;
     let text = Text::configured(model_dir, config, Some(now))?;
     let options = data::options(config, max_seq_length)?;
     let splits = Splits::load(data_path, &text.tokenizer, text.template.as_ref(), &options)?;
@@ -134,10 +147,10 @@ fn train(config: &RunConfig, resume: Resume, accepted: &[Input]) -> Result<Summa
     };
     let mut setup = Trainer::new(options, &splits.train.data, out)
         .config(config)
-        .stop(&stop_on_ctrl_c()?)
+        .stop(&stop_on_signals(signal)?)
         .resume(resume)
         .accept_changed(accepted)
-        .identity(identity(model_dir, &text)?);
+        .identity(identity(model_dir, &text, now)?);
     setup = setup.context(Map::from_iter([
         (
             "versions".into(),
@@ -147,10 +160,12 @@ fn train(config: &RunConfig, resume: Resume, accepted: &[Input]) -> Result<Summa
         ("probe".into(), what_the_probe_said(&choice)),
         ("model".into(), model_dir.display().to_string().into()),
         ("data".into(), statistics(&splits)),
-        (TEMPLATE_TIME.into(), now.into()),
     ]));
     let samples = &config.logging;
     setup = setup.samples(&text.tokenizer, samples.samples, samples.sample_tokens);
+    if let (DeviceInUse::Metal, Some(gflops)) = (device, choice.report.gflops) {
+        setup = setup.bound_work(1e9 * gflops);
+    }
     if let Some(limit) = config.backend.memory_limit {
         setup = setup.memory_budget(limit.0);
     }
@@ -187,26 +202,8 @@ fn what_the_probe_said(choice: &Choice) -> Value {
     })
 }
 
-/// The name of what chat templates took for the time, in the first line of `metrics.jsonl`.
-const TEMPLATE_TIME: &str = "template_time";
-
-/// Seconds since 1970 that chat templates see: now, or what they saw when the run that goes on was started, so that a
-/// template with a date in it renders the same rows.
-fn template_time(out: &Path, resume: Resume) -> Result<i64> {
-    let path = out.join("metrics.jsonl");
-    if resume == Resume::Exact && path.exists() {
-        let file = std::fs::File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let mut line = String::new();
-        BufReader::new(file)
-            .read_line(&mut line)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let plan: Option<Value> = serde_json::from_str(&line).ok();
-        if let Some(time) = plan.and_then(|plan| plan[TEMPLATE_TIME].as_i64()) {
-            return Ok(time);
-        }
-    }
-    let since = SystemTime::now().duration_since(UNIX_EPOCH)?;
-    Ok(i64::try_from(since.as_secs())?)
+fn seconds_since_1970() -> Result<i64> {
+    Ok(i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?)
 }
 
 /// Figures of the data, for `planish report`.
@@ -241,7 +238,7 @@ fn skipped_rows(splits: &Splits) -> Result<Option<Vec<u8>>> {
 }
 
 /// What must be the same when the run goes on.
-fn identity(model_dir: &Path, text: &Text) -> Result<Identity> {
+fn identity(model_dir: &Path, text: &Text, template_time: i64) -> Result<Identity> {
     let store = TensorStore::open(model_dir)?;
     let mut hashes = vec![hash::sha256_file(&model_dir.join("config.json"))?];
     for file in store.files() {
@@ -255,6 +252,7 @@ fn identity(model_dir: &Path, text: &Text) -> Result<Identity> {
             .as_ref()
             .map(|template| template.sha256().to_string())
             .unwrap_or_default(),
+        template_time: Some(template_time),
     })
 }
 
@@ -300,42 +298,95 @@ fn rungs(device: DeviceInUse) -> Rungs {
     }
 }
 
-/// The first Ctrl-C asks the run to stop after its update; the second ends the process at once.
-fn stop_on_ctrl_c() -> Result<StopFlag> {
+/// The first signal that asks the program to end stops the run after its update; the second ends the process at once.
+fn stop_on_signals(which: &Arc<AtomicI32>) -> Result<StopFlag> {
     let stop = StopFlag::default();
-    let asked = stop.clone();
-    let mut interrupts = Signals::new([SIGINT]).context("cannot listen for Ctrl-C")?;
+    let (asked, which) = (stop.clone(), which.clone());
+    let mut wanted = vec![SIGINT, SIGTERM];
+    if !hangups_are_ignored() {
+        wanted.push(SIGHUP);
+    }
+    let mut signals = Signals::new(wanted).context("cannot listen for signals")?;
     std::thread::spawn(move || {
-        for _ in interrupts.forever() {
+        for signal in signals.forever() {
             if asked.is_set() {
-                std::process::exit(130);
+                std::process::exit(128 + signal);
             }
+            which.store(signal, Ordering::Relaxed);
             asked.stop();
-            output::note("\nstopping after this update; Ctrl-C again ends at once");
+            output::note("\nstopping after this update; once more ends at once");
         }
     });
     Ok(stop)
 }
 
-fn conclude(summary: &Summary) -> Result<()> {
+/// Whether this process was started to outlive its terminal (`nohup`): children inherit which signals are ignored, and a
+/// shell that hangs itself up lives on.
+fn hangups_are_ignored() -> bool {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "kill -HUP $$; exit 0"]);
+    let status = shell
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    status.is_ok_and(|status| status.success())
+}
+
+fn conclude(summary: &Summary, signal: i32) -> Result<()> {
     let out = summary.out.display();
     let elapsed = format_duration(std::time::Duration::from_secs_f64(summary.elapsed_seconds));
+    let step = summary.position.step;
     if summary.end == End::Interrupted {
-        let step = summary.position.step;
-        return Err(Interrupted(format!(
-            "stopped after step {step}; the adapter of that step is in {out}"
-        ))
-        .into());
+        let message = match step {
+            0 => format!("stopped before the first update; nothing is left in {out}"),
+            _ => format!(
+                "stopped after step {step}; go on with: {}",
+                resume_command(&summary.out)
+            ),
+        };
+        return Err(Interrupted { message, signal }.into());
     }
+    let adapter_step = summary.adapter_step.unwrap_or(step);
     let best = summary
         .best
         .map(|(step, loss)| format!(", best validation loss {loss:.4} at step {step}"));
     output::note(&format!(
-        "{} steps, {} trained tokens in {elapsed}{}; {out} has the adapter of step {}",
-        summary.position.step,
+        "{step} steps, {} trained tokens in {elapsed}{}; {out} has the adapter of step {}",
         summary.tokens,
         best.unwrap_or_default(),
-        summary.adapter_step,
+        adapter_step,
     ));
+    if let Some((0, _)) = summary.best.filter(|_| step > 0) {
+        output::note(&format!(
+            "warning: every evaluation was worse than the untrained model; the adapter kept is that of step {adapter_step}"
+        ));
+    }
     output::line(&out.to_string())
+}
+
+/// The command that goes on with the run in a folder.
+fn resume_command(out: &Path) -> String {
+    let out = out.display().to_string();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,".contains(c);
+    let quoted = match out.chars().all(is_plain) {
+        true => out,
+        false => format!("'{}'", out.replace('\'', "'\\''")),
+    };
+    format!("planish train --resume --out {quoted}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_that_goes_on_can_be_pasted() {
+        let command = |out: &str| resume_command(Path::new(out));
+        assert_eq!(command("runs/a"), "planish train --resume --out runs/a");
+        assert_eq!(
+            command("my runs/it's"),
+            "planish train --resume --out 'my runs/it'\\''s'"
+        );
+    }
 }

@@ -7,7 +7,7 @@ use planish_core::units::{format_bytes, format_duration};
 use serde_json::Value;
 
 use super::chart::{Chart, Look};
-use super::run::Run;
+use super::run::{Run, Weighted};
 
 /// Colours that the style sheet has.
 const COLOURS: usize = 6;
@@ -80,7 +80,7 @@ fn what_it_was(runs: &[Run]) -> String {
 
 fn facts(runs: &[Run]) -> String {
     type Fact = (&'static str, fn(&Run) -> Option<String>);
-    let rows: [Fact; 13] = [
+    let rows: [Fact; 14] = [
         ("Ended", |run| {
             run.end()["reason"]
                 .as_str()
@@ -94,20 +94,25 @@ fn facts(runs: &[Run]) -> String {
                 .map_or(0, |line| line["step"].as_u64().unwrap_or(0));
             Some(format!("{done} of {}", run.plan()["total_steps"]))
         }),
-        ("Training loss, first → last", |run| {
-            let losses: Vec<f64> = run
-                .series("train", "loss")
-                .into_iter()
-                .filter_map(|(_, loss)| loss)
-                .collect();
-            Some(format!("{:.4} → {:.4}", losses.first()?, losses.last()?))
-        }),
+        ("Training loss", training_loss),
         ("Validation loss, before → best", |run| {
             let first = run.of_kind("eval").next()?["val_loss"].as_f64()?;
             let last = run.of_kind("eval").last()?;
             let best_step = last["best_step"].as_u64()?;
             let best = run.of_kind("eval").filter(|line| line["step"] == best_step).last()?["val_loss"].as_f64()?;
-            Some(format!("{first:.4} → {best:.4} at update {best_step}"))
+            let is_worse = best_step == 0 && run.of_kind("eval").count() > 1;
+            let worse = if is_worse {
+                ": every later evaluation was worse"
+            } else {
+                ""
+            };
+            Some(format!("{first:.4} → {best:.4} at update {best_step}{worse}"))
+        }),
+        ("Last validation loss", |run| {
+            let last = run.of_kind("eval").last()?;
+            last["val_loss"]
+                .is_null()
+                .then(|| format!("not finite, at update {}", last["step"]))
         }),
         ("Perplexity, before → best", |run| {
             let first = run.of_kind("eval").next()?["val_ppl"].as_f64()?;
@@ -165,6 +170,23 @@ fn facts(runs: &[Run]) -> String {
         rows.iter()
             .map(|(name, fact)| ((*name).to_owned(), runs.iter().map(fact).collect())),
     )
+}
+
+/// Means over whole epochs, which have the same rows; of the whole run where there are fewer than two.
+fn training_loss(run: &Run) -> Option<String> {
+    let epochs = run.epoch_losses();
+    let whole = run.of_kind("train").last()?["epoch"].as_f64()? as usize;
+    if whole >= 2 && epochs.len() >= whole {
+        return Some(format!(
+            "{:.4} in the first epoch → {:.4} in the last",
+            epochs[0].mean()?,
+            epochs[whole - 1].mean()?
+        ));
+    }
+    Some(format!(
+        "{:.4}, mean of the run",
+        epochs.into_iter().sum::<Weighted>().mean()?
+    ))
 }
 
 fn curves(runs: &[Run]) -> String {

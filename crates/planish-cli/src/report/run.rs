@@ -78,6 +78,34 @@ impl Run {
         points
     }
 
+    /// The training loss of each epoch, from its first on.
+    pub(super) fn epoch_losses(&self) -> Vec<Weighted> {
+        let mut epochs: Vec<Weighted> = Vec::new();
+        let mut before = 0.0;
+        for record in self.of_kind("train") {
+            let (Some(tokens), Some(epoch)) = (record["tokens"].as_f64(), record["epoch"].as_f64()) else {
+                continue;
+            };
+            let index = (epoch.ceil() as usize).saturating_sub(1);
+            if epochs.len() <= index {
+                epochs.resize(index + 1, Weighted::default());
+            }
+            if let Some(loss) = record["loss"].as_f64() {
+                epochs[index] = [
+                    epochs[index],
+                    Weighted {
+                        sum: loss * (tokens - before),
+                        tokens: tokens - before,
+                    },
+                ]
+                .into_iter()
+                .sum();
+            }
+            before = tokens;
+        }
+        epochs
+    }
+
     /// The settings as `section.key` and value.
     pub(super) fn settings(&self) -> Vec<(String, String)> {
         let mut section = String::new();
@@ -92,5 +120,47 @@ impl Run {
             }
         }
         settings
+    }
+}
+
+/// A sum of losses weighted by trained tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Weighted {
+    sum: f64,
+    tokens: f64,
+}
+
+impl Weighted {
+    /// `None` where nothing was summed.
+    pub(super) fn mean(self) -> Option<f64> {
+        (self.tokens > 0.0).then(|| self.sum / self.tokens)
+    }
+}
+
+impl std::iter::Sum for Weighted {
+    fn sum<I: Iterator<Item = Self>>(parts: I) -> Self {
+        parts.fold(Self::default(), |a, b| Self {
+            sum: a.sum + b.sum,
+            tokens: a.tokens + b.tokens,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn epochs_weigh_their_intervals_by_tokens() {
+        let record = |epoch: f64, tokens: u64, loss: f64| json!({"kind": "train", "epoch": epoch, "tokens": tokens, "loss": loss});
+        let run = Run {
+            name: String::new(),
+            records: vec![record(0.5, 30, 2.0), record(1.0, 40, 6.0), record(2.0, 80, 1.0)],
+            config: None,
+        };
+        let means: Vec<Option<f64>> = run.epoch_losses().into_iter().map(Weighted::mean).collect();
+        assert_eq!(means, [Some(3.0), Some(1.0)]);
     }
 }

@@ -7,6 +7,7 @@ mod bad_input;
 mod basics;
 mod device;
 mod doctor;
+mod endings;
 mod failures;
 mod leaving;
 mod model_commands;

@@ -23,6 +23,7 @@ impl RunConfig {
             checkpoint,
             logging,
             data,
+            backend,
             ..
         } = self;
 
@@ -70,7 +71,14 @@ impl RunConfig {
         at_least("train.max_seq_length", train.max_seq_length, 2)?;
         at_least("train.eval_every", train.eval_every, 1)?;
 
-        positive("optimizer.learning_rate", Some(optimizer.learning_rate))?;
+        // No rule moves a weight by so much and learns.
+        let lr = optimizer.learning_rate;
+        rule(
+            "optimizer.learning_rate",
+            lr,
+            lr > 0.0 && lr <= 1000.0,
+            "above 0 and at most 1000",
+        )?;
         not_negative("optimizer.weight_decay", optimizer.weight_decay)?;
         positive("optimizer.eps", Some(optimizer.eps))?;
         not_negative("optimizer.clip_norm", optimizer.clip_norm)?;
@@ -134,6 +142,13 @@ impl RunConfig {
         self.validate_compat()?;
 
         at_least("checkpoint.every", checkpoint.every, 1)?;
+        not_negative("checkpoint.every_minutes", checkpoint.every_minutes)?;
+        rule(
+            "backend.memory_limit",
+            0,
+            backend.memory_limit.is_none_or(|limit| limit.0 > 0),
+            "above 0",
+        )?;
         at_least("checkpoint.keep_last", Some(checkpoint.keep_last), 1)?;
         at_least("logging.report_every", Some(logging.report_every), 1)
     }
@@ -272,7 +287,11 @@ mod tests {
             ("train.accumulation=0", "at least 1"),
             ("train.max_seq_length=1", "at least 2"),
             ("train.eval_every=0", "at least 1"),
-            ("optimizer.learning_rate=0", "above 0"),
+            ("optimizer.learning_rate=0", "above 0 and at most 1000"),
+            ("optimizer.learning_rate=1e30", "above 0 and at most 1000"),
+            ("optimizer.learning_rate=nan", "above 0 and at most 1000"),
+            ("backend.memory_limit=0", "above 0"),
+            ("checkpoint.every_minutes=-1", "0 or above"),
             ("optimizer.weight_decay=-1", "0 or above"),
             ("optimizer.eps=0", "above 0"),
             ("optimizer.clip_norm=-1", "0 or above"),

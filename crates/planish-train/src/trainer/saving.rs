@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
+use mlx_rs::Array;
 use planish_checkpoint::ExactF64;
 use planish_checkpoint::run_state::{
-    Best as SavedBest, Checkpoint, Counters, Input, Position as SavedPosition, RunState, Verify,
+    Best as SavedBest, Checkpoint, Counters, DataCursor, Input, Position as SavedPosition, RunState, Verify,
 };
 use planish_core::hash;
 use planish_data::Cursor;
@@ -16,10 +18,11 @@ use super::Trainer;
 use super::under_way::UnderWay;
 use crate::events::{Event, Position, SaveReport};
 use crate::guard::Guard;
+use crate::interval::Interval;
 use crate::metrics::Record;
 use crate::optimizer::Optimizer;
-use crate::options::Tuning;
-use crate::resume::{self, Resume, Snapshot};
+use crate::options::{TrainOptions, Tuning};
+use crate::resume::{self, Resume};
 use crate::run_dir::{RunDir, to_host};
 use crate::{Error, Result};
 
@@ -40,16 +43,36 @@ impl UnderWay<'_> {
                 .push("weights only: the optimizer is new and the run starts at step 0".to_owned());
             return Ok(());
         }
-        let state = checkpoint.state;
-        self.accept_changes(&state)?;
-        let changes = state.environment_changes(&self.environment);
+        self.accept_changes(&checkpoint.state)?;
+        let changes = checkpoint.state.environment_changes(&self.environment);
         self.notes.extend(
             changes
                 .into_iter()
                 .map(|change| format!("{change}: the bits may differ from here on")),
         );
-        self.optimizer
-            .restore(&resume::arrays(&optimizer)?, &values, state.position.optimizer_t)?;
+        self.restore(&resume::arrays(&optimizer)?, &values, &checkpoint.state)?;
+        if !self.evaluation_is_pending() {
+            self.saved_again = Some(self.saved_before(dir)?);
+        }
+        Ok(())
+    }
+
+    /// Goes back to the newest checkpoint of this run; false where there is none.
+    pub(super) fn go_back(&mut self, model: &mut Model) -> Result<bool> {
+        let Some((_, checkpoint)) = self.files.newest(verify(&self.setup.options))? else {
+            return Ok(false);
+        };
+        let (trained, optimizer) = split(&checkpoint);
+        let values = resume::trainables(&trained.unwrap_or(checkpoint.adapter.tensors), &model.trainables())?;
+        model.set_trainables(&values)?;
+        self.restore(&resume::arrays(&optimizer)?, &values, &checkpoint.state)?;
+        self.files.metrics().cut(self.metrics_offset)?;
+        Ok(true)
+    }
+
+    /// Puts optimizer, counters and place in the data back.
+    fn restore(&mut self, optimizer: &BTreeMap<String, Array>, values: &[Array], state: &RunState) -> Result<()> {
+        self.optimizer.restore(optimizer, values, state.position.optimizer_t)?;
 
         let step = state.position.step as usize;
         self.cursor = self.plan.place(Cursor {
@@ -61,23 +84,17 @@ impl UnderWay<'_> {
             micro_step: state.position.micro_step as usize,
             epoch: self.epoch_now()?,
         };
-        let kept = resume::plain(&state.accumulators);
-        let list = |name: &str| kept.get(name).cloned().unwrap_or_default();
-        self.interval.resume_from(&kept);
-        self.interval.tokens = state.counters.trained_tokens;
-        self.interval.tokens_total = state.counters.total_tokens;
-        self.interval.examples = state.counters.examples;
-        self.interval.skipped_steps = state.counters.skipped_steps;
-        self.guard = Guard::with_memory(&list("grad_norms"), state.counters.consecutive_skipped_steps as usize);
-        self.last_loss = list("last_loss").first().copied();
-        self.adapter_step = list("adapter_step").first().map(|&step| step as usize);
-        let without_new = list("evaluations_without_new_best").first().map_or(0, |&n| n as usize);
+        self.interval = Interval::resumed(state);
+        let norms: Vec<f64> = state.grad_norms.iter().map(|norm| norm.0).collect();
+        self.guard = Guard::with_memory(&norms, state.counters.consecutive_skipped_steps as usize);
+        self.last_loss = state.last_loss.map(|loss| loss.0);
+        self.adapter_step = state.adapter_step.map(|step| step as usize);
         let best = state.best.as_ref().map(|best| (best.step as usize, best.val_loss.0));
-        self.best.restore(best, without_new);
-        self.evaluated_at = Some(step);
-        self.saved_at = Some(step);
+        self.best.restore(best, state.evaluations_without_new_best as usize);
+        self.evaluated_at = state.evaluated_at.map(|step| step as usize);
+        // An evaluation that was interrupted belongs to the state of its step.
+        self.saved_at = Some(step).filter(|_| !self.evaluation_is_pending());
         self.metrics_offset = state.metrics_offset;
-        self.saved_again = Some(self.saved_before(dir)?);
         Ok(())
     }
 
@@ -138,7 +155,7 @@ impl UnderWay<'_> {
         if self.saved_at == Some(self.position.step) {
             return Ok(());
         }
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let mut tensors = self.optimizer.state()?;
         if !self.exporter.is_plain() {
             // The adapter file holds a converted form, from which the trained values cannot be had to the bit.
@@ -157,6 +174,7 @@ impl UnderWay<'_> {
         };
         let saved = self.files.save_checkpoint(&checkpoint, self.setup.options.keep_last)?;
         self.saved_at = Some(self.position.step);
+        self.last_save = (Instant::now(), started.elapsed());
         let report = SaveReport {
             position: self.position,
             path: saved.dir,
@@ -171,48 +189,47 @@ impl UnderWay<'_> {
 
     fn state(&mut self) -> Result<RunState> {
         let (norms, refused) = self.guard.memory();
-        let mut accumulators = self.interval.unfinished();
-        accumulators.insert("grad_norms".to_owned(), norms);
-        accumulators.insert("last_loss".to_owned(), self.last_loss.into_iter().collect());
-        accumulators.insert(
-            "adapter_step".to_owned(),
-            self.adapter_step.iter().map(|&step| step as f64).collect(),
-        );
-        accumulators.insert(
-            "evaluations_without_new_best".to_owned(),
-            vec![self.best.without_new() as f64],
-        );
-        let snapshot = Snapshot {
-            options: &self.setup.options,
-            inputs: &self.inputs,
-            environment: &self.environment,
+        let inputs = self.inputs.clone();
+        Ok(RunState {
+            schema: RunState::SCHEMA,
+            environment: self.environment.clone(),
             position: SavedPosition {
                 step: self.position.step as u64,
                 optimizer_t: self.optimizer.count()?,
                 micro_step: self.position.micro_step as u64,
                 epoch: self.cursor.epoch,
             },
-            window_index: self.cursor.window_index,
-            schedule: &self.schedule,
+            data: DataCursor {
+                epoch: self.cursor.epoch,
+                window_index: self.cursor.window_index as u64,
+                plan_hash: inputs.plan_hash,
+                data_hash: inputs.data_hash,
+                tokenizer_hash: inputs.tokenizer_hash,
+                template_hash: inputs.template_hash,
+            },
+            template_time: self.setup.identity.template_time,
             best: self.best.found().map(|(step, loss)| SavedBest {
                 step: step as u64,
                 val_loss: ExactF64(loss),
-                patience_left: self.best.patience_left().unwrap_or(0) as u64,
                 dir: format!("step-{step:07}"),
             }),
+            evaluations_without_new_best: self.best.without_new() as u64,
+            evaluated_at: self.evaluated_at.map(|step| step as u64),
             counters: Counters {
                 trained_tokens: self.interval.tokens,
                 total_tokens: self.interval.tokens_total,
                 examples: self.interval.examples,
                 skipped_steps: self.interval.skipped_steps,
                 consecutive_skipped_steps: refused as u64,
-                ema_loss: None,
             },
-            weights: &self.weights,
-            accumulators,
+            grad_norms: norms.into_iter().map(ExactF64).collect(),
+            last_loss: self.last_loss.map(ExactF64),
+            adapter_step: self.adapter_step.map(|step| step as u64),
+            interval: self.interval.unfinished(),
             metrics_offset: self.files.metrics().offset(),
-        };
-        Ok(snapshot.to_state())
+            config_sha256: inputs.config_sha256,
+            base_sha256: inputs.base_sha256,
+        })
     }
 }
 
@@ -250,18 +267,20 @@ pub(super) fn open(setup: &Trainer<'_>) -> Result<Opened> {
             notes: Vec::new(),
         });
     }
-    let verify = if setup.options.tuning == Tuning::Full {
-        Verify::SizesOnly
-    } else {
-        Verify::Everything
-    };
-    let (checkpoints, found) = RunDir::find(setup.out, verify)?;
+    let (checkpoints, found) = RunDir::find(setup.out, verify(&setup.options))?;
     let note = found.to_string();
     Ok(Opened {
         files: RunDir::of(checkpoints)?,
         checkpoint: found.found,
         notes: vec![note],
     })
+}
+
+fn verify(options: &TrainOptions) -> Verify {
+    match options.tuning {
+        Tuning::Full => Verify::SizesOnly,
+        Tuning::Adapters(_) => Verify::Everything,
+    }
 }
 
 pub(super) fn checkpoint_name(dir: &Path) -> String {

@@ -1,18 +1,19 @@
 //! A run between its first and its last update.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use planish_checkpoint::adapter::{Adapter, ReadOptions};
 use planish_checkpoint::run_state::{Environment, RunInputs};
-use planish_data::{Cursor, Window};
+use planish_data::Cursor;
 use planish_nn::{Model, Trainable};
 
 use super::Trainer;
 use super::saving::{Opened, checkpoint_name, open};
 use super::trial::Trial;
-use crate::batches::Batches;
+use crate::batches::{Batches, Planned};
 use crate::best::Best;
+use crate::evaluate::{Evaluation, judge};
 use crate::events::{
     End, EvalReport, Event, GuardReason, GuardReport, Observer, Position, RunPlan, SaveReport, StepReport, Summary,
 };
@@ -20,16 +21,16 @@ use crate::export::Exporter;
 use crate::guard::{Guard, Verdict};
 use crate::interval::Interval;
 use crate::metrics::Record;
+use crate::objective::{About, Item};
 use crate::optimizer::Optimizer;
-use crate::options::{Length, TrainOptions, Tuning};
-use crate::recipes::{About, Objective};
+use crate::options::{Compat, Length, TrainOptions, Tuning};
+use crate::preflight::{check_ranks, pieces};
 use crate::resume::{self, Resume};
 use crate::run_dir::RunDir;
 use crate::samples::Samples;
 use crate::schedule::{Schedule, default_warmup};
-use crate::update::{Launched, Place, Updates};
+use crate::update::{Done, Place, Updates};
 use crate::weighting::ExampleWeights;
-use crate::window::Applied;
 use crate::{Error, Result};
 
 /// The state of a run.
@@ -37,15 +38,10 @@ pub(super) struct UnderWay<'a> {
     pub(super) setup: &'a Trainer<'a>,
     pub(super) observer: &'a mut dyn Observer,
     pub(super) plan: Batches,
-    pub(super) objective: Box<dyn Objective>,
     pub(super) weights: ExampleWeights,
     pub(super) schedule: Schedule,
     pub(super) optimizer: Optimizer,
     updates: Updates,
-    /// The next update, where it has been set going already.
-    ahead: Option<Result<Ahead>>,
-    /// When the last update was read.
-    last_read: Option<Instant>,
     pub(super) files: RunDir,
     pub(super) cursor: Cursor,
     pub(super) position: Position,
@@ -60,6 +56,10 @@ pub(super) struct UnderWay<'a> {
     pub(super) saved_at: Option<usize>,
     /// The checkpoint that the run goes on from: its line is cut from the metrics with everything after it.
     pub(super) saved_again: Option<SaveReport>,
+    /// When the state was saved last, and how long that took.
+    pub(super) last_save: (Instant, Duration),
+    /// Whether the state is to be saved after the update that is being made because that was long ago.
+    saves_by_time: bool,
     pub(super) metrics_offset: u64,
     pub(super) modules: Vec<String>,
     pub(super) exporter: Exporter,
@@ -71,50 +71,53 @@ pub(super) struct UnderWay<'a> {
     pub(super) end: Option<End>,
 }
 
-/// An update that has been set going.
-struct Ahead {
-    window: Window,
-    learning_rate: f64,
-    launched: Launched,
-    /// The optimizer before it, where the next update may have to be undone.
-    before: Option<Optimizer>,
-}
-
 impl<'a> UnderWay<'a> {
     pub(super) fn prepare(setup: &'a Trainer<'a>, model: &mut Model, observer: &'a mut dyn Observer) -> Result<Self> {
         let options = &setup.options;
         options.check()?;
         let weights = ExampleWeights::of(setup.train, &options.distrust)?;
-        let objective = options.recipe.objective(model, setup.train, options)?;
+        let objective = match &setup.objective {
+            Some(own) => own.clone(),
+            None => options.recipe.objective(model, setup.train, options)?,
+        };
         let plan = Batches::for_training(setup.train, options, &weights)?;
         let schedule = schedule(options, &plan)?;
         let inputs = resume::inputs(options, &setup.identity, setup.train, &plan);
+        check_ranks(model.config(), options)?;
+        // A run that goes on was tried when it began.
+        let is_tried = options.preflight && setup.resume == Resume::Fresh;
+        let trial = if is_tried {
+            Trial::of(setup, model, &plan)?
+        } else {
+            None
+        };
         let modules = attach(model, options)?;
         let exporter = Exporter::new(&options.tuning, &modules, model)?;
         if let Some(start) = options.start.as_ref().filter(|_| setup.resume == Resume::Fresh) {
             start_from(start, model, &exporter)?;
         }
         let mut optimizer = Optimizer::new(options.rule.clone(), options.groups, &model.trainables())?;
-        let about = About {
-            options,
-            weights: &weights,
-        };
-        let mut updates = Updates::new(model, &*objective, &about)?;
+        let mut updates = Updates::new(model, objective, options)?;
         let mut step_memory_bytes = None;
         let mut notes: Vec<String> = model.plan()?.parts.iter().map(ToString::to_string).collect();
         notes.extend(updates.describe(plan.summary().shapes.len()));
-        // Before anything is written; a run that goes on was tried when it began.
-        if options.preflight && setup.resume == Resume::Fresh {
-            let trial = Trial {
-                setup,
-                plan: &plan,
-                objective: &*objective,
-                weights: &weights,
-            };
-            let (measured, note) = trial.run(model, &mut optimizer, &mut updates)?;
-            step_memory_bytes = measured;
-            notes.push(note);
+        if let Some(speed) = setup.flops_per_second {
+            updates.cut_into(pieces(model.config(), plan.largest_shape(), speed));
         }
+        // Before anything is written.
+        match &trial {
+            None if is_tried => {
+                notes.push("the system does not tell its memory: whether the run fits is not checked".to_owned());
+            }
+            None => {}
+            Some(trial) => {
+                let about = about(setup, &weights);
+                let (measured, note) = trial.run(model, &mut optimizer, &mut updates, &about)?;
+                step_memory_bytes = Some(measured);
+                notes.push(note);
+            }
+        }
+        let environment = resume::environment(model)?;
         let Opened {
             files,
             checkpoint,
@@ -125,12 +128,9 @@ impl<'a> UnderWay<'a> {
         let mut run = Self {
             setup,
             plan,
-            objective,
             schedule,
             optimizer,
             updates,
-            ahead: None,
-            last_read: None,
             files,
             cursor: Cursor::default(),
             position: Position::default(),
@@ -142,12 +142,14 @@ impl<'a> UnderWay<'a> {
             evaluated_at: None,
             saved_at: None,
             saved_again: None,
+            last_save: (Instant::now(), Duration::ZERO),
+            saves_by_time: false,
             metrics_offset: 0,
             modules,
             exporter,
             step_memory_bytes,
             inputs,
-            environment: resume::environment(model)?,
+            environment,
             notes,
             end: None,
             weights,
@@ -175,15 +177,70 @@ impl<'a> UnderWay<'a> {
         self.plan.epoch_at(self.cursor)
     }
 
-    fn about(&self) -> About<'_> {
-        About {
-            options: &self.setup.options,
-            weights: &self.weights,
+    pub(super) fn is_finished_already(&self) -> bool {
+        (self.is_at_the_end() || self.best.is_exhausted()) && !self.evaluation_is_pending()
+    }
+
+    fn is_at_the_end(&self) -> bool {
+        self.position.step >= self.schedule.total_steps
+    }
+
+    /// Whether an evaluation belongs to the state but was interrupted.
+    pub(super) fn evaluation_is_pending(&self) -> bool {
+        let is_due = self.is_at_the_end() || self.is_due(self.setup.options.eval_every);
+        is_due && self.setup.valid.is_some() && self.evaluated_at != Some(self.position.step)
+    }
+
+    /// Updates until there is a reason to end.
+    pub(super) fn train(&mut self, model: &mut Model) -> Result<()> {
+        let options = &self.setup.options;
+        while self.end.is_none() {
+            match self.update(model) {
+                Err(error) if may_shrink(&error, options) => {
+                    self.go_on_in_smaller_pieces(model, error)?;
+                    continue;
+                }
+                other => other?,
+            }
+            if self.is_due(Some(options.report_every)) {
+                self.report()?;
+            }
+            if self.is_due(options.eval_every) {
+                self.evaluate(model)?;
+            }
+            // An evaluation that is still to come belongs to the state.
+            if self.is_due(options.checkpoint_every) && !self.evaluation_is_pending() {
+                self.save_checkpoint(model)?;
+            } else if self.saves_by_time && self.end.is_none() {
+                self.save_unasked(model);
+            }
+        }
+        Ok(())
+    }
+
+    /// Saves the state because the last time was long ago; nobody asked for it, so a full disk is no reason to end.
+    fn save_unasked(&mut self, model: &Model) {
+        if let Err(error) = self.save_checkpoint(model) {
+            self.last_save.0 = Instant::now();
+            let note = format!(
+                "warning: the state of step {} was not saved: {error}",
+                self.position.step
+            );
+            self.observer.on_event(&Event::Note(note));
         }
     }
 
-    pub(super) fn is_finished_already(&self) -> bool {
-        self.position.step >= self.schedule.total_steps || self.best.is_exhausted()
+    /// After the device has given up on an update: the state before it again, and micro-batches in more parts.
+    fn go_on_in_smaller_pieces(&mut self, model: &mut Model, error: Error) -> Result<()> {
+        let can = self.updates.shrink(self.plan.largest_shape().0);
+        if !can || !(self.updates.undo(model, &mut self.optimizer)? || self.go_back(model)?) {
+            return Err(error);
+        }
+        let step = self.position.step;
+        let note =
+            format!("warning: the device gave up ({error}); going on from step {step} with smaller pieces of work");
+        self.observer.on_event(&Event::Note(note));
+        Ok(())
     }
 
     /// Says what is going to happen, and takes the first evaluation.
@@ -197,10 +254,11 @@ impl<'a> UnderWay<'a> {
             self.files
                 .record(&Record::of_save(&report, &checkpoint_name(&report.path)))?;
         }
+        // A run that goes on may have been given other settings.
+        if let Some(config) = self.setup.config {
+            self.files.write("config.toml", config.to_toml().as_bytes())?;
+        }
         if self.position.step == 0 {
-            if let Some(config) = self.setup.config {
-                self.files.write("config.toml", config.to_toml().as_bytes())?;
-            }
             for (name, bytes) in &self.setup.files {
                 self.files.write(name, bytes)?;
             }
@@ -214,7 +272,16 @@ impl<'a> UnderWay<'a> {
         if self.position.step == 0 {
             self.sample(model, "before")?;
         }
-        self.evaluate(model)
+        if self.position.step == 0 || self.evaluation_is_pending() {
+            self.evaluate(model)?;
+            if self.position.step > 0 && self.end.is_none() && self.is_due(self.setup.options.checkpoint_every) {
+                self.save_checkpoint(model)?;
+            }
+        }
+        if self.is_at_the_end() {
+            self.end = self.end.or(Some(End::Completed));
+        }
+        Ok(())
     }
 
     /// Lets the model answer a few prompts.
@@ -252,104 +319,64 @@ impl<'a> UnderWay<'a> {
         })
     }
 
-    /// One optimizer update: the next window, forward and backward, clip, step.
-    ///
-    /// Where updates are traced, the next one is set going before this one is read, so that the device never waits for
-    /// the host: unless something looks at the model in between.
-    pub(super) fn update(&mut self, model: &mut Model) -> Result<()> {
-        let mut started = Instant::now();
-        let this = match self.ahead.take() {
-            Some(ahead) => {
-                started = self.last_read.unwrap_or(started);
-                ahead?
-            }
-            None => self.launch(model, self.cursor, self.position.step)?,
-        };
-        if self.may_launch_ahead() {
-            let next = self.plan.advance(self.cursor)?;
-            self.ahead = Some(self.launch(model, next, self.position.step + 1));
-        }
-        let window = this.window;
-        let about = About {
-            options: &self.setup.options,
-            weights: &self.weights,
-        };
-        let objective = &*self.objective;
-        let (losses, applied) = self.updates.read(this.launched, &window, objective, &about)?;
-        self.last_read = Some(Instant::now());
-
+    /// One optimizer update.
+    fn update(&mut self, model: &mut Model) -> Result<()> {
         let options = &self.setup.options;
-        self.advance(window.micro_batches.len())?;
+        let (last_save, took) = self.last_save;
+        let is_late = |interval: Duration| last_save.elapsed() >= interval.max(20 * took);
+        self.saves_by_time = options.checkpoint_interval.is_some_and(is_late);
+        let this = self.place(self.cursor, self.position.step);
+        let next = match self.may_launch_ahead() {
+            true => Some(self.place(self.plan.advance(self.cursor)?, self.position.step + 1)),
+            false => None,
+        };
+        let about = about(self.setup, &self.weights);
+        let mut source = Planned {
+            plan: &self.plan,
+            data: self.setup.train,
+        };
+        let optimizer = &mut self.optimizer;
+        let done = self.updates.make(model, optimizer, &mut source, &about, this, next)?;
+        self.advance(done.window.micro_batches.len())?;
         let report = StepReport {
             position: self.position,
             total_steps: self.schedule.total_steps,
-            loss: losses.loss(options.reduction),
-            learning_rate: this.learning_rate,
-            grad_norm: applied.grad_norm,
-            tokens: losses.tokens,
-            seconds: started.elapsed().as_secs_f64(),
-            accepted: applied.accepted,
+            loss: done.losses.mean(options.reduction),
+            learning_rate: done.learning_rate,
+            grad_norm: done.grad_norm,
+            items: done.losses.n_items,
+            tokens: done.losses.tokens,
+            seconds: done.seconds,
+            accepted: done.accepted,
         };
-        self.interval.add(&report, &window, &losses, options, &self.weights);
+        self.interval.add(&report, &done, options, &self.weights);
         self.observer.on_event(&Event::Step(report));
-        let judged = self.judge(&window, &losses.bad_examples, &applied);
+        let judged = self.judge(&done);
         if self.end.is_some() || judged.is_err() {
-            self.undo_ahead(model)?;
+            self.updates.undo_ahead(model, &mut self.optimizer)?;
         }
         judged
     }
 
-    fn launch(&mut self, model: &mut Model, cursor: Cursor, step: usize) -> Result<Ahead> {
-        let window = self.plan.window(self.setup.train, cursor.epoch, cursor.window_index)?;
-        let learning_rate = self.schedule.at(step);
-        let about = About {
-            options: &self.setup.options,
-            weights: &self.weights,
-        };
-        let place = Place {
+    fn place(&self, cursor: Cursor, step: usize) -> Place {
+        Place {
+            cursor,
             step,
-            learning_rate,
+            learning_rate: self.schedule.at(step),
             counts: true,
-        };
-        let is_ahead = step > self.position.step;
-        let before = is_ahead.then(|| self.optimizer.clone());
-        let objective = &*self.objective;
-        let launched = self
-            .updates
-            .launch(model, &mut self.optimizer, &window, objective, &about, place)?;
-        Ok(Ahead {
-            window,
-            learning_rate,
-            launched,
-            before,
-        })
+        }
     }
 
-    /// Whether nothing looks at the model between this update and the next. Full tuning has no room for two states.
+    /// Whether nothing looks at the model between this update and the next.
     fn may_launch_ahead(&self) -> bool {
         let options = &self.setup.options;
         let step = self.position.step + 1;
         let is_due = |every: Option<usize>| every.is_some_and(|n| step.is_multiple_of(n));
-        self.updates.are_traced()
-            && options.launch_ahead
-            && options.tuning != Tuning::Full
-            && step < self.schedule.total_steps
+        step < self.schedule.total_steps
             && !self.setup.stop.is_set()
+            && !self.saves_by_time
             && !is_due(options.eval_every)
             && !is_due(options.checkpoint_every)
-    }
-
-    /// Takes back what was set going and will not be read.
-    fn undo_ahead(&mut self, model: &mut Model) -> Result<()> {
-        if let Some(Ok(Ahead {
-            before: Some(before), ..
-        })) = self.ahead.take()
-        {
-            self.updates.forget();
-            self.optimizer = before;
-            model.set_trainables(&self.optimizer.trainables()?)?;
-        }
-        Ok(())
     }
 
     fn advance(&mut self, micro_batches: usize) -> Result<()> {
@@ -365,19 +392,16 @@ impl<'a> UnderWay<'a> {
         Ok(())
     }
 
-    fn judge(&mut self, window: &Window, bad: &[usize], applied: &Applied) -> Result<()> {
-        let verdict = self.guard.judge(applied.grad_norm, applied.accepted);
+    fn judge(&mut self, done: &Done) -> Result<()> {
+        let verdict = self.guard.judge(done.grad_norm, done.accepted);
         let reason = match verdict {
             Verdict::Normal => return Ok(()),
             Verdict::Spike => GuardReason::Spike,
             Verdict::Refused | Verdict::Diverged => GuardReason::NotFinite,
         };
-        let all: Vec<usize> = window
-            .micro_batches
-            .iter()
-            .flat_map(|batch| batch.row_ids.clone())
-            .collect();
-        let rows = self.locations(if bad.is_empty() { &all } else { bad });
+        let bad = &done.losses.bad_examples;
+        let all = done.window.micro_batches.iter().flat_map(|batch| batch.row_ids.clone());
+        let rows = self.locations(&if bad.is_empty() { all.collect() } else { bad.clone() });
         if reason == GuardReason::NotFinite {
             self.interval.skipped_steps += 1;
             self.files.append_bad_rows(self.position.step, &rows)?;
@@ -385,7 +409,7 @@ impl<'a> UnderWay<'a> {
         let report = GuardReport {
             position: self.position,
             reason,
-            grad_norm: applied.grad_norm,
+            grad_norm: done.grad_norm,
             rows: rows.clone(),
             skipped_steps: self.interval.skipped_steps,
         };
@@ -397,6 +421,7 @@ impl<'a> UnderWay<'a> {
                 step: self.position.step,
                 in_a_row,
                 rows,
+                kept: self.kept(),
             });
         }
         Ok(())
@@ -413,11 +438,12 @@ impl<'a> UnderWay<'a> {
             .collect()
     }
 
-    pub(super) fn report(&mut self) -> Result<()> {
-        let factor = self.setup.options.groups.lora_b_ratio;
+    fn report(&mut self) -> Result<()> {
+        let total_steps = self.schedule.total_steps;
+        let options = &self.setup.options;
         let report = self
             .interval
-            .finish(self.position, self.schedule.total_steps, factor, &self.setup.options)?;
+            .finish(self.position, total_steps, options, &self.weights)?;
         self.last_loss = Some(report.loss);
         self.files.record(&Record::of_train(&report))?;
         self.observer.on_event(&Event::Report(Box::new(report)));
@@ -425,30 +451,54 @@ impl<'a> UnderWay<'a> {
     }
 
     /// Evaluates, keeps the adapter if it is the best, and ends the run when it has not improved for long enough.
-    pub(super) fn evaluate(&mut self, model: &Model) -> Result<()> {
+    fn evaluate(&mut self, model: &Model) -> Result<()> {
         let Some(valid) = self.setup.valid else { return Ok(()) };
         if self.evaluated_at == Some(self.position.step) {
             return Ok(());
         }
         let started = Instant::now();
-        let found = self.objective.judge(model, valid, &self.about())?;
+        let options = &self.setup.options;
+        let (own_weights, equal) = (
+            self.weights.for_other(valid, &options.distrust),
+            ExampleWeights::equal(),
+        );
+        let about = About {
+            options,
+            data: Some(valid),
+            weights: own_weights.as_ref().unwrap_or(&equal),
+        };
+        let plan = Batches::for_evaluation(valid, options)?;
+        let most = plan.windows_in_epoch(0)?.min(options.val_batches.unwrap_or(usize::MAX));
+        let stop = &self.setup.stop;
+        let windows = (0..most)
+            .take_while(|_| !stop.is_set())
+            .map(|index| plan.window(valid, 0, index));
+        let objective = self.updates.objective();
+        let found: Evaluation = judge(objective, model, windows, &about, self.updates.pieces())?.into();
+        if stop.is_set() {
+            // Evaluated again when the run goes on.
+            self.end = Some(End::Interrupted);
+            return Ok(());
+        }
+        let of_tokens = objective.item() == Item::Token;
         let is_best = self.best.offer(self.position.step, found.loss);
         self.evaluated_at = Some(self.position.step);
         let report = EvalReport {
             position: self.position,
             loss: found.loss,
-            perplexity: found.perplexity.map(|(perplexity, _)| perplexity),
-            perplexity_se: found.perplexity.map(|(_, se)| se),
+            perplexity: of_tokens.then_some(found.perplexity),
+            perplexity_se: of_tokens.then_some(found.perplexity_se),
             tokens: found.tokens,
-            preference: found.preference,
+            figures: found.figures,
             best: is_best,
             best_step: self.best.step(),
             patience_left: self.best.patience_left(),
-            loss_weighted: found.loss_weighted,
+            loss_weighted: own_weights.is_some().then_some(found.loss_weighted),
             seconds: started.elapsed().as_secs_f64(),
         };
         self.files.record(&Record::of_eval(&report))?;
         self.observer.on_event(&Event::Evaluated(report));
+        self.require_finite(found.loss, "validation loss")?;
         if is_best && self.setup.options.save_best && self.position.step > 0 {
             self.save_adapter(model)?;
             self.save_checkpoint(model)?;
@@ -459,20 +509,83 @@ impl<'a> UnderWay<'a> {
         Ok(())
     }
 
+    fn require_finite(&self, loss: f64, what: &'static str) -> Result<()> {
+        match (loss.is_finite(), self.position.step) {
+            (true, _) => Ok(()),
+            (false, 0) => Err(Error::BadStart { what }),
+            (false, step) => Err(Error::NotFinite {
+                what,
+                step,
+                kept: self.kept(),
+            }),
+        }
+    }
+
+    /// What the run leaves behind when it ends here, in words.
+    fn kept(&self) -> String {
+        let out = self.setup.out.display();
+        match (self.adapter_step, self.saved_at) {
+            (Some(step), _) => format!("{out} has the adapter of step {step}, the last good one"),
+            (None, Some(step)) => format!("{out}/checkpoints/step-{step:07} is the last good state"),
+            (None, None) => "there is no good adapter to keep".to_owned(),
+        }
+    }
+
+    /// Without a validation set, the first training batch tells whether the run has diverged.
+    fn check_trained(&self, model: &Model) -> Result<()> {
+        if self.setup.valid.is_some() {
+            return Ok(());
+        }
+        let windows = std::iter::once(self.plan.window(self.setup.train, 0, 0));
+        let (updates, about) = (&self.updates, about(self.setup, &self.weights));
+        let losses = judge(updates.objective(), model, windows, &about, updates.pieces())?;
+        self.require_finite(losses.sum, "training loss")
+    }
+
+    /// Says why the run ended with an error; of a run that had not begun nothing stays.
+    pub(super) fn fail(&mut self, error: Error) -> Error {
+        if self.has_left_nothing_to_keep() {
+            self.files.remove();
+            return error;
+        }
+        let end = if error.is_divergence() {
+            End::Diverged
+        } else {
+            End::Failed
+        };
+        let record = Record::of_end(&self.summary(end));
+        // The error itself is what to tell.
+        let _ = self.files.record(&record).and_then(|()| self.files.metrics().sync());
+        error
+    }
+
+    fn has_left_nothing_to_keep(&self) -> bool {
+        self.position.step == 0 && self.setup.resume == Resume::Fresh
+    }
+
     /// The last evaluation, the state, and the adapter that the run leaves behind.
-    pub(super) fn finish(mut self, model: &Model) -> Result<Summary> {
-        let end = self.end.unwrap_or(End::Completed);
-        if end == End::Interrupted {
+    pub(super) fn finish(&mut self, model: &Model) -> Result<Summary> {
+        if self.end == Some(End::Interrupted) {
+            if self.has_left_nothing_to_keep() {
+                self.files.remove();
+                let summary = self.summary(End::Interrupted);
+                self.observer.on_event(&Event::Finished(Box::new(summary.clone())));
+                return Ok(summary);
+            }
             // Before the unfinished interval is reported: a resumed run reports it whole.
             self.save_checkpoint(model)?;
         }
         if !self.interval.is_empty() {
             self.report()?;
         }
-        if end != End::Interrupted {
+        if self.end != Some(End::Interrupted) {
             self.evaluate(model)?;
+        }
+        if self.end != Some(End::Interrupted) {
+            self.check_trained(model)?;
             self.sample(model, "after")?;
         }
+        let end = self.end.unwrap_or(End::Completed);
         let keeps_best = self.setup.valid.is_some() && self.setup.options.save_best && self.adapter_step.is_some();
         if !keeps_best && self.adapter_step != Some(self.position.step) {
             self.save_adapter(model)?;
@@ -491,7 +604,7 @@ impl<'a> UnderWay<'a> {
             position: self.position,
             last_loss: self.last_loss,
             best: self.best.found(),
-            adapter_step: self.adapter_step.unwrap_or(self.position.step),
+            adapter_step: self.adapter_step,
             tokens: self.interval.tokens,
             skipped_steps: self.interval.skipped_steps,
             elapsed_seconds: self.interval.elapsed_seconds(),
@@ -501,6 +614,19 @@ impl<'a> UnderWay<'a> {
 
     pub(super) fn is_due(&self, every: Option<usize>) -> bool {
         every.is_some_and(|n| self.position.step.is_multiple_of(n))
+    }
+}
+
+/// Whether an update may do in smaller pieces: the batches of mlx-lm must stay as they are.
+pub(super) fn may_shrink(error: &Error, options: &TrainOptions) -> bool {
+    error.is_of_the_device() && options.compat == Compat::Native
+}
+
+fn about<'a>(setup: &'a Trainer<'_>, weights: &'a ExampleWeights) -> About<'a> {
+    About {
+        options: &setup.options,
+        data: Some(setup.train),
+        weights,
     }
 }
 

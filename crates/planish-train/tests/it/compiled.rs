@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use planish_core::run_config::RunConfig;
 use planish_loss::TokenLossOptions;
+use planish_loss::dpo::DpoOptions;
 use planish_mlx::Dtype;
 use planish_nn::{Kernels, LoadOptions, LoraConfig, LoraMethod, Model};
 use planish_train::optimizer::{Adafactor, Adam, Groups, Lion, Muon, Rule, Sgd};
 use planish_train::{
-    Compat, Compile, End, Error, Event, Reduction, Resume, Silent, StopFlag, TrainOptions, Trainer, Tuning,
+    Compat, Compile, End, Error, Event, Recipe, Reduction, Resume, Silent, StopFlag, TrainOptions, Trainer, Tuning,
     schedule::Shape, timed_steps,
 };
 
 use crate::memory::alone;
+use crate::preference::pairs;
 use crate::world::{
     Trained, World, lora, options, relative_distance, tiny_dir, tiny_model, train, train_model, uneven_rows, values,
 };
@@ -200,6 +202,44 @@ fn compiled_updates_equal_plain_ones() {
     ];
     for (name, options) in cases {
         check(name, &options, &rows);
+    }
+}
+
+/// Batches with fewer pairs than places, two of them in a window, and rows with margins of their own.
+#[test]
+fn compiled_preference_updates_equal_plain_ones() {
+    if !has_compiler() {
+        return;
+    }
+    let rows: Vec<String> = pairs(0..5)
+        .iter()
+        .enumerate()
+        .map(|(i, row)| {
+            let mut row: serde_json::Value = serde_json::from_str(row).unwrap();
+            row["margin"] = (i as f64 / 4.0).into();
+            row.to_string()
+        })
+        .collect();
+    let dpo = Recipe::Dpo(DpoOptions {
+        label_smoothing: 0.1,
+        ..DpoOptions::default()
+    });
+    for (recipe, accumulation) in [
+        (dpo, 1),
+        (dpo, 2),
+        (Recipe::Orpo { lambda: 0.5 }, 1),
+        (Recipe::Orpo { lambda: 0.5 }, 2),
+    ] {
+        let options = TrainOptions {
+            recipe,
+            accumulation,
+            ..six_steps()
+        };
+        check(
+            &format!("{}, accumulation {accumulation}", recipe.name()),
+            &options,
+            &rows,
+        );
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // helpers of tests may panic
 
 mod compiled;
+mod endings;
 mod kernels;
 mod memory;
 mod optimizers;

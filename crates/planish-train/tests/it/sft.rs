@@ -188,7 +188,6 @@ fn validation_loss_does_not_depend_on_batch_size_or_packing() {
                 ..options(1)
             },
             None,
-            None,
         )
         .unwrap()
     };
@@ -778,7 +777,7 @@ fn where_sources_contradict_weights_decide_the_answer_and_plain_training_does_no
         options.batch_size = 12;
         let run = train(options.clone(), &data, None, &world.path(&format!("{mode:?}")));
         let nll = |data| {
-            let found = evaluate(&run.model, data, &options, None, None).unwrap();
+            let found = evaluate(&run.model, data, &options, None).unwrap();
             found.loss * found.tokens as f64 / 6.0
         };
         let says_yes = (0..6).filter(|&index| {

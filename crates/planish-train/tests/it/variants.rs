@@ -34,7 +34,7 @@ fn patterned() -> LoraConfig {
 }
 
 fn loss(model: &Model, data: &Dataset) -> f64 {
-    evaluate(model, data, &options(1), None, None).unwrap().loss
+    evaluate(model, data, &options(1), None).unwrap().loss
 }
 
 /// The loss of the unchanged model with an adapter from its files.
