@@ -306,6 +306,9 @@ fn replace_constant(program: &mut Program, composite: &str, from: &[u8], to: &[u
     });
 }
 
+/// What makes a mutant of a good program.
+type Change = fn(&mut Program);
+
 #[test]
 fn mutants_of_a_program_are_noticed() {
     let folder = tempfile::tempdir().unwrap();
@@ -315,7 +318,7 @@ fn mutants_of_a_program_are_noticed() {
     let options = checked(WeightFormat::Fp16);
     export_coreai(&model, AdapterDelta::default(), &original, &options).unwrap();
     check_coreai(&model, AdapterDelta::default(), &original, &options).unwrap();
-    let mutants: [(&str, fn(&mut Program)); 12] = [
+    let mutants: [(&str, Change); 12] = [
         ("declared epsilon", |p| {
             declare(p, "rms_norm", "eps", Parameter::Float(1e-3))
         }),
