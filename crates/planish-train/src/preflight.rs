@@ -125,13 +125,14 @@ fn adapter_numbers(config: &ModelConfig, options: &TrainOptions) -> Result<u64> 
     let Tuning::Adapters(lora) = &options.tuning else {
         return Ok(0);
     };
-    let numbers =
-        |(_, rank, (input_dims, output_dims)): &(String, usize, (usize, usize))| rank * (input_dims + output_dims);
+    let numbers = |(_, rank, (input_dims, output_dims)): &Adapted| rank * (input_dims + output_dims);
     Ok(adapters(config, lora)?.iter().map(numbers).sum::<usize>() as u64)
 }
 
-/// Path, rank and dimensions of the weight of each adapter.
-fn adapters(config: &ModelConfig, lora: &LoraConfig) -> Result<Vec<(String, usize, (usize, usize))>> {
+/// Path of a module, rank of its adapter, and input and output dimensions of its weight.
+type Adapted = (String, usize, (usize, usize));
+
+fn adapters(config: &ModelConfig, lora: &LoraConfig) -> Result<Vec<Adapted>> {
     let (arch, linears) = (&config.arch, config.arch.linears());
     let mut paths: Vec<String> = linears.iter().map(|linear| linear.path.clone()).collect();
     if !arch.head.is_tied {

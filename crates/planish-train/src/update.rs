@@ -76,12 +76,15 @@ pub(crate) struct Done {
     pub(crate) seconds: f64,
 }
 
+/// Figures of a micro-batch, and which of their items count.
+type Reported = (Vec<Array>, Vec<Counted>);
+
 /// An update that has been launched: model and optimizer already hold what it will give.
 #[derive(Debug)]
 struct Launched {
     place: Place,
     window: Window,
-    figures: Vec<(Vec<Array>, Vec<Counted>)>,
+    figures: Vec<Reported>,
     step: Step,
 }
 
@@ -266,7 +269,7 @@ impl Updates {
         window: &Window,
         about: &About<'_>,
         step: usize,
-    ) -> Result<(Summed, Vec<(Vec<Array>, Vec<Counted>)>)> {
+    ) -> Result<(Summed, Vec<Reported>)> {
         let fill = if self.traces.is_some() {
             Fill::Bounded
         } else {
