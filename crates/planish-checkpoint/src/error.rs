@@ -50,6 +50,12 @@ pub enum Error {
         /// Why, and the way out.
         refusal: Box<Refusal>,
     },
+    /// A model was given where an adapter is wanted.
+    #[error("{}: this is a model, not an adapter; give it with --model instead", path.display())]
+    ModelAsAdapter {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A folder is no adapter, or two.
     #[error("{}: expected exactly one of adapters.safetensors (mlx-lm) and adapter_model.safetensors (PEFT), found {}", path.display(), if *both { "both" } else { "neither" })]
     UnclearAdapter {
@@ -110,11 +116,15 @@ pub enum Error {
         /// Bytes there are.
         available: u64,
     },
-    /// Quantising would lose the update of some modules.
+    /// Storing the fused weights so would lose the update of some modules.
     #[error(
-        "quantising loses the update of {failed} of {of} modules (worst: {worst}, cosine {cosine:.3}); fuse with --dequantize or --bits 8, or pass --accept-loss\n{report}"
+        "{how} loses the update of {failed} of {of} modules (worst: {worst}, cosine {cosine:.3}); {way_out}, or pass --accept-loss\n{report}"
     )]
     FuseLoss {
+        /// `quantising`, or `rounding to` a type.
+        how: String,
+        /// What keeps the update.
+        way_out: &'static str,
         /// Modules below the limit.
         failed: usize,
         /// Adapted modules.

@@ -2,6 +2,7 @@
 //!
 //! - [`adapter`]: trained updates in the layouts of mlx-lm and PEFT, and the lossless way between them
 //! - [`fuse`]: an adapter folded into its base, with a measure of what rounding leaves of it
+//! - [`model_files`]: what a model folder has besides its weights
 //! - [`run_state`]: checkpoints from which a run goes on to the same bits
 //!
 //! Everything is written beside its destination, flushed, and renamed: a file either is whole or does not exist.
@@ -12,6 +13,7 @@ pub mod adapter;
 mod error;
 mod exact;
 pub mod fuse;
+pub mod model_files;
 pub mod run_state;
 
 pub use error::{Error, Result};

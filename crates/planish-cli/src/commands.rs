@@ -21,8 +21,14 @@ pub(crate) mod report;
 pub(crate) mod train;
 
 use crate::cli::Command;
+use crate::signals::remove_unfinished_when_told_to_end;
 
 pub(crate) fn run(command: Command) -> anyhow::Result<()> {
+    use Command::{Adapter, Export, Fuse, Import};
+    // What else writes large files ends in its own way.
+    if matches!(command, Adapter(_) | Export(_) | Fuse(_) | Import(_)) {
+        remove_unfinished_when_told_to_end()?;
+    }
     match command {
         Command::Doctor(args) => doctor::run(&args),
         Command::Pull(args) => pull::run(&args),

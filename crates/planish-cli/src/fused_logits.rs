@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use planish_checkpoint::adapter::{Adapter, BaseModel, ReadOptions};
+use anyhow::Result;
 use planish_checkpoint::fuse::LogitsCheck;
 use planish_core::model_config::ModelConfig;
 use planish_data::Tokenizer;
 use planish_mlx::host;
 use planish_nn::{AttentionMask, Kernels, LoadOptions, Model};
+
+use crate::model::attach;
 
 /// Ordinary texts of several kinds, for where the user gives none.
 const PROMPTS: [&str; 8] = [
@@ -37,16 +38,7 @@ impl FusedLogits {
         let vocab_size = ModelConfig::from_file(&model_dir.join("config.json"))?.arch.vocab_size;
         let prompts = prompts(model_dir, texts, vocab_size)?;
         let (mut model, _) = Model::load(model_dir, &LoadOptions::with_kernels(Kernels::Composed))?;
-        let base = BaseModel::open(model_dir)?;
-        let read = ReadOptions {
-            base: Some(&base),
-            force,
-            ..ReadOptions::default()
-        };
-        let (adapter, _) = Adapter::read(adapter_dir, &read)?;
-        model
-            .attach_tensors(&adapter.tensors, adapter.scale, 0.0)
-            .with_context(|| format!("{} does not fit {}", adapter_dir.display(), model_dir.display()))?;
+        attach(&mut model, model_dir, adapter_dir, force)?;
         let adapter = logits(&model, &prompts)?;
         Ok(Self {
             prompts,

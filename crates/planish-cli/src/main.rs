@@ -12,8 +12,10 @@ mod flags;
 mod fused_logits;
 mod kernels;
 mod model;
+mod model_path;
 mod output;
 mod report;
+mod signals;
 mod train_view;
 
 use std::process::ExitCode;

@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use planish_checkpoint::adapter::{Adapter, BaseModel, Method, ReadOptions};
+use planish_checkpoint::adapter::{BaseModel, ReadOptions, Trained};
 use planish_core::run_config::{BackendDevice, Setting};
 use planish_nn::{Kernels, LoadOptions, Model};
+
+use crate::output;
 
 pub(crate) use crate::device::{DeviceInUse, choose_device, select_device};
 
@@ -19,6 +21,9 @@ pub(crate) struct ModelArgs {
     /// Folder of an adapter, in mlx-lm's or PEFT's layout
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
+    /// Go on although the adapter has an option that planish does not know
+    #[arg(long, requires = "adapter")]
+    force: bool,
     /// Device; auto takes the fastest that computes correctly
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device_parser())]
     backend: BackendDevice,
@@ -48,27 +53,27 @@ impl ModelArgs {
     fn load_with(&self, options: &LoadOptions) -> Result<Model> {
         let (mut model, _) = Model::load(&self.model, options)?;
         if let Some(adapter) = &self.adapter {
-            attach(&mut model, &self.model, adapter)?;
+            attach(&mut model, &self.model, adapter, self.force)?;
         }
         Ok(model)
     }
 }
 
-fn attach(model: &mut Model, model_dir: &Path, adapter_dir: &Path) -> Result<()> {
+/// Lays an adapter or a full fine-tune over the model. Another base than it was trained on is said, and is no obstacle.
+pub(crate) fn attach(model: &mut Model, model_dir: &Path, adapter_dir: &Path, force: bool) -> Result<()> {
     let base = BaseModel::open(model_dir)?;
     let options = ReadOptions {
         base: Some(&base),
+        note_another_base: true,
+        force,
         ..ReadOptions::default()
     };
-    let (adapter, _) = Adapter::read(adapter_dir, &options)?;
-    if adapter.method == Method::Full {
-        bail!(
-            "{}: holds whole weights (fine_tune_type full), which cannot be laid over a model yet",
-            adapter_dir.display()
-        );
+    let (trained, report) = Trained::read(adapter_dir, &options)?;
+    for note in &report.notes {
+        output::note(&format!("warning: {note}"));
     }
     model
-        .attach_tensors(&adapter.tensors, adapter.scale, adapter.dropout as f32)
+        .attach(&trained)
         .with_context(|| format!("{} does not fit {}", adapter_dir.display(), model_dir.display()))?;
     Ok(())
 }

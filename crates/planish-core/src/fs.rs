@@ -3,13 +3,50 @@
 //! Everything is written beside its destination under a temporary name, flushed to the disk, and renamed. A crash or a
 //! full disk leaves the old content in place, and at worst a file whose name starts with `.planish-tmp-`.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::{NamedTempFile, TempDir};
 
 const TEMP_PREFIX: &str = ".planish-tmp-";
+
+/// Files and directories that this process has under construction.
+static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Removes everything that this process has under construction: for a process that is told to end, as its last act.
+pub fn remove_unfinished() {
+    for path in unfinished().iter() {
+        // What cannot be removed stays: there is nobody left to tell.
+        let _ = match path.is_dir() {
+            true => std::fs::remove_dir_all(path),
+            false => std::fs::remove_file(path),
+        };
+    }
+}
+
+fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A path is listed as unfinished for as long as this lives.
+#[derive(Debug)]
+struct Unfinished(PathBuf);
+
+impl Unfinished {
+    fn new(path: &Path) -> Self {
+        unfinished().insert(path.to_path_buf());
+        Self(path.to_path_buf())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        unfinished().remove(&self.0);
+    }
+}
 
 /// Replaces the content of `path` by `bytes`, atomically and durably. The directory must exist.
 ///
@@ -34,6 +71,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
 pub struct AtomicFile {
     temp: NamedTempFile,
     final_path: PathBuf,
+    _unfinished: Unfinished,
 }
 
 impl AtomicFile {
@@ -44,6 +82,7 @@ impl AtomicFile {
         readable_by_others(&mut builder, 0o666);
         let temp = builder.tempfile_in(directory_of(final_path))?;
         Ok(Self {
+            _unfinished: Unfinished::new(temp.path()),
             temp,
             final_path: final_path.to_path_buf(),
         })
@@ -74,6 +113,7 @@ impl Write for AtomicFile {
 pub struct AtomicDir {
     temp: TempDir,
     final_path: PathBuf,
+    _unfinished: Unfinished,
 }
 
 impl AtomicDir {
@@ -84,8 +124,10 @@ impl AtomicDir {
         let mut builder = tempfile::Builder::new();
         builder.prefix(TEMP_PREFIX);
         readable_by_others(&mut builder, 0o777);
+        let temp = builder.tempdir_in(parent)?;
         Ok(Self {
-            temp: builder.tempdir_in(parent)?,
+            _unfinished: Unfinished::new(temp.path()),
+            temp,
             final_path: final_path.to_path_buf(),
         })
     }

@@ -7,8 +7,8 @@
 
 use std::path::Path;
 
-use planish_checkpoint::adapter::{Adapter, BaseModel, ReadOptions};
-use planish_export::{CoreAiOptions, export_coreai, weights::AdapterDelta, write_stored};
+use planish_checkpoint::fuse::read_update;
+use planish_export::{CoreAiOptions, export_coreai, write_stored};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -22,7 +22,7 @@ fn main() -> Outcome<()> {
         let at = rest.iter().position(|word| word == flag)?;
         rest.get(at + 1).map(Path::new)
     };
-    let adapter = || after("--adapter").map_or(Ok(AdapterDelta::default()), |dir| read_adapter(model, dir));
+    let adapter = || read_update(model, after("--adapter"), true);
     let options = CoreAiOptions {
         weights: rest
             .first()
@@ -39,13 +39,4 @@ fn main() -> Outcome<()> {
         Some(target) => Ok(write_stored(model, adapter()?, target, &options)?),
         None => Ok(()),
     }
-}
-
-fn read_adapter(model: &Path, dir: &Path) -> Outcome<AdapterDelta> {
-    let base = BaseModel::open(model)?;
-    let read = ReadOptions {
-        base: Some(&base),
-        ..ReadOptions::default()
-    };
-    Ok(AdapterDelta::from_adapter(&Adapter::read(dir, &read)?.0)?)
 }

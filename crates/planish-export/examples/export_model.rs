@@ -2,7 +2,8 @@
 
 #![allow(clippy::print_stdout)] // A program: its output is its purpose.
 
-use planish_export::{CacheMode, ExportOptions, Layout, export, weights::AdapterDelta};
+use planish_export::{CacheMode, ExportOptions, Layout, export};
+use planish_tensors::Update;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -31,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ..ExportOptions::default()
     };
     let start = std::time::Instant::now();
-    let report = export(args[0].as_ref(), AdapterDelta::default(), args[1].as_ref(), &options)?;
+    let report = export(args[0].as_ref(), Update::default(), args[1].as_ref(), &options)?;
     let seconds = start.elapsed().as_secs_f64();
     println!(
         "{} bytes in {seconds:.2} s, {:.2} GB/s",

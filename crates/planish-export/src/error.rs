@@ -40,36 +40,9 @@ pub enum Error {
     /// `config.json` is not that of a supported model.
     #[error(transparent)]
     Config(#[from] planish_core::Error),
-    /// The model files are not right.
+    /// The weights of the model are not right, or the adapter does not fit them.
     #[error(transparent)]
     Tensors(#[from] planish_tensors::Error),
-    /// The adapter files are not right.
-    #[error(transparent)]
-    Checkpoint(#[from] planish_checkpoint::Error),
-    /// The checkpoint lacks a tensor, or has it in another shape.
-    #[error("{file}: tensor {tensor}: {found}, expected {expected}")]
-    Tensor {
-        /// The model folder or file.
-        file: PathBuf,
-        /// Name of the tensor.
-        tensor: String,
-        /// What was there.
-        found: String,
-        /// What `config.json` asks for.
-        expected: String,
-    },
-    /// A weight is not a finite number.
-    #[error(
-        "{tensor}[{index}] is {value}: the checkpoint is damaged or training diverged\nexport an earlier checkpoint"
-    )]
-    NotFinite {
-        /// Name of the tensor.
-        tensor: String,
-        /// Index of the element, counted in row-major order.
-        index: usize,
-        /// `NaN`, `inf` or `-inf`.
-        value: f32,
-    },
     /// A finite weight is too large for fp16.
     #[error("{tensor}[{index}] is {value}, fp16 ends at ±65504\nrescale this layer before the export")]
     Fp16Range {

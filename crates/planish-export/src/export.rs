@@ -6,7 +6,7 @@ use std::{
 };
 
 use planish_core::{fs::AtomicDir, model_config::ModelConfig};
-use planish_tensors::{LoadRules, TensorStore};
+use planish_tensors::{LoadRules, ModelWeights, Update};
 use serde::Serialize;
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     reference::{Activations, forward},
     settings::{ExportOptions, Layout, MAX_PACKAGE_BYTES, Settings},
     verify,
-    weights::{AdapterDelta, Importance, LayerError, StoredRows, WeightFormat, WeightSource},
+    weights::{Importance, LayerError, StoredRows, WeightFormat},
 };
 
 /// Tokenizer files that a host wants beside the packages.
@@ -63,24 +63,21 @@ pub struct ExportReport {
 ///
 /// # Errors
 /// [`Error::Config`] for a model that planish does not read; [`Error::Unsupported`] for one with parts that a package cannot
-/// have; [`Error::Tensors`] for missing, unexpected
-/// or misshapen tensors; [`Error::Option`] for settings that do not fit; [`Error::NotFinite`] and [`Error::Fp16Range`] for
+/// have; [`Error::Tensors`] for missing, unexpected or misshapen tensors, weights that are no numbers, and an adapter that does
+/// not fit; [`Error::Option`] for settings that do not fit; [`Error::Fp16Range`] for
 /// weights that fp16 cannot hold; [`Error::ActivationRange`] where the calibration text leaves fp16; [`Error::OutputExists`]; [`Error::NoSpace`]; [`Error::Io`].
-pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportOptions) -> Result<ExportReport> {
-    let config = read_config(model)?;
+pub fn export(model: &Path, adapter: Update, out: &Path, options: &ExportOptions) -> Result<ExportReport> {
+    let (stored, config) = read_config(model)?;
     check_destination(out, options)?;
     let plain = Plain::of(&config)?;
     let (settings, mut warnings) = Settings::new(&plain, options)?;
-    let store = TensorStore::open(model)?;
-    warnings.extend(check_tensors(&store, &config)?);
-    check_adapter(&adapter, &config)?;
     check_kept(&adapter, options)?;
-
-    let (merged, kept) = match &options.keep_adapter {
-        Some(_) => (AdapterDelta::default(), adapter),
-        None => (adapter, AdapterDelta::default()),
+    let mut source = open(model, &stored, adapter)?;
+    // An adapter that is kept beside the weights is not merged into them.
+    let kept = match options.keep_adapter {
+        Some(_) => source.take_update(),
+        None => Update::default(),
     };
-    let source = WeightSource::new(&store, merged)?;
     let compressed = options.weights != WeightFormat::Fp16;
     // Any text weighs errors better than none; only the user's own says how large activations become.
     let text = match options.calibration.is_empty() && compressed {
@@ -96,7 +93,7 @@ pub fn export(model: &Path, adapter: AdapterDelta, out: &Path, options: &ExportO
         head_parts: settings.head_parts,
         format: options.weights,
         min_epsilon: options.min_epsilon,
-        kept: options.keep_adapter.as_deref().map(|name| (name, &kept.lora)),
+        kept: options.keep_adapter.as_deref().map(|name| (name, &kept.low_rank)),
     };
     let planned = match settings.layout {
         Layout::Monolith => vec![plan_monolith(&decoder, &settings, &file_name(out))?],
@@ -178,7 +175,7 @@ pub(crate) fn few_tokens(text: &[u32]) -> Option<String> {
 /// Importance of inputs and warnings about activations, from one f32 pass over the start of the text.
 pub(crate) fn calibrate(
     config: &ModelConfig,
-    source: &WeightSource,
+    source: &ModelWeights,
     text: &[u32],
     context: usize,
 ) -> Result<(Importance, Vec<String>)> {
@@ -209,18 +206,20 @@ pub(crate) fn calibrate(
     Ok((seen.importance, advice))
 }
 
-/// The configuration of a model whose weights are plain.
-pub(crate) fn read_config(model: &Path) -> Result<ModelConfig> {
-    let config = ModelConfig::from_file(&model.join("config.json"))?;
-    if config.quantization.is_some() {
-        return Err(Error::Unsupported {
-            what: format!(
-                "{}: the export of an already quantised model (fuse it with --dequantize first)",
-                model.display()
-            ),
-        });
-    }
-    Ok(config)
+/// The configuration of a model folder as it is, and as if no weight were packed: an export reads numbers.
+pub(crate) fn read_config(model: &Path) -> Result<(ModelConfig, ModelConfig)> {
+    let stored = ModelConfig::from_file(&model.join("config.json"))?;
+    let numbers = ModelConfig {
+        quantization: None,
+        ..stored.clone()
+    };
+    Ok((stored, numbers))
+}
+
+/// The weights of such a folder with an update in them.
+pub(crate) fn open(model: &Path, stored: &ModelConfig, update: Update) -> Result<ModelWeights> {
+    let (weights, _) = ModelWeights::open(model, stored, &LoadRules::default())?;
+    Ok(weights.with_update(update)?)
 }
 
 /// Beside a monolith, whose folder is the package; inside the folder of the ANEMLL layout.
@@ -234,7 +233,7 @@ fn verify_folder(out: &Path, settings: &Settings) -> PathBuf {
 /// Runs the package in its temporary place; an error removes it.
 fn judge(
     config: &ModelConfig,
-    source: &WeightSource,
+    source: &ModelWeights,
     importance: &Importance,
     settings: &Settings,
     options: &ExportOptions,
@@ -279,76 +278,14 @@ fn check_destination(out: &Path, options: &ExportOptions) -> Result<()> {
     }
 }
 
-/// Every tensor that the configuration asks for, in its shape; nothing else but what other tools leave behind.
-pub(crate) fn check_tensors(store: &TensorStore, config: &ModelConfig) -> Result<Vec<String>> {
-    let mut allow_unexpected = vec!["*.rotary_emb.inv_freq".to_owned()];
-    if config.arch.head.is_tied {
-        allow_unexpected.push("lm_head.weight".into());
-    }
-    let rules = LoadRules {
-        allow_unexpected,
-        ..LoadRules::default()
-    };
-    let report = store
-        .check(&config.expected_tensors(), &rules)
-        .into_result(store.path())?;
-    let tied = report.ignored.listed.iter().any(|name| name == "lm_head.weight");
-    let warning = "lm_head.weight is ignored: config.json ties the head to the embedding".to_owned();
-    Ok(tied.then_some(warning).into_iter().collect())
-}
-
-/// Every update fits a tensor of the model.
-pub(crate) fn check_adapter(adapter: &AdapterDelta, config: &ModelConfig) -> Result<()> {
-    let linears = config.block_linear_layers();
-    for (module, delta) in &adapter.lora {
-        let unfit = |found: String, expected: &str| Error::Tensor {
-            file: "adapter".into(),
-            tensor: module.clone(),
-            found,
-            expected: expected.into(),
-        };
-        let arch = &config.arch;
-        let head = (*module == arch.head_path() && !arch.head.is_tied).then_some([arch.vocab_size, arch.hidden_size]);
-        let linear = linears
-            .iter()
-            .find(|l| l.path == *module)
-            .map(|l| [l.output_dims, l.input_dims]);
-        let Some(shape) = linear.or(head) else {
-            return Err(unfit(
-                "an update of another kind of module".into(),
-                "a linear layer, or a head of its own",
-            ));
-        };
-        if delta.shape() != shape {
-            return Err(unfit(
-                format!("an update of {:?}", delta.shape()),
-                &format!("{shape:?}"),
-            ));
-        }
-    }
-    let specs = config.expected_tensors();
-    for (tensor, values) in &adapter.full {
-        let spec = specs.iter().find(|s| s.name == *tensor);
-        if spec.is_none_or(|s| s.shape.iter().product::<usize>() != values.len()) {
-            return Err(Error::Tensor {
-                file: "adapter".into(),
-                tensor: tensor.clone(),
-                found: format!("{} trained numbers", values.len()),
-                expected: spec.map_or("a tensor of the model".into(), |s| format!("{:?}", s.shape)),
-            });
-        }
-    }
-    Ok(())
-}
-
 /// An adapter that stays beside the base weights must be of a kind that can.
-fn check_kept(adapter: &AdapterDelta, options: &ExportOptions) -> Result<()> {
+fn check_kept(adapter: &Update, options: &ExportOptions) -> Result<()> {
     let Some(name) = &options.keep_adapter else {
         return Ok(());
     };
     let rule = if options.layout != Layout::Monolith {
         "adapters are kept as functions in the monolith layout only"
-    } else if adapter.lora.is_empty() || !adapter.full.is_empty() || adapter.lora.values().any(|d| d.is_dora()) {
+    } else if !can_be_kept(adapter) {
         "only a plain LoRA adapter can be kept beside the base weights; leave the flag away to merge it"
     } else if !coreml_mil::is_identifier(&format!("infer_{name}")) {
         "use letters, digits and underscores"
@@ -356,6 +293,13 @@ fn check_kept(adapter: &AdapterDelta, options: &ExportOptions) -> Result<()> {
         return Ok(());
     };
     Err(Error::option("--keep-adapter", name, rule))
+}
+
+/// A plain low-rank update of the linear layers of blocks.
+fn can_be_kept(adapter: &Update) -> bool {
+    let mut layers = adapter.low_rank.iter();
+    let is_plain = layers.all(|(name, layer)| name.starts_with("model.layers.") && !layer.is_dora());
+    is_plain && adapter.whole.is_none() && !adapter.low_rank.is_empty()
 }
 
 fn size_warning(package: &PlannedPackage) -> Option<String> {

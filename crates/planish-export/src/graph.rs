@@ -9,11 +9,12 @@ use std::ops::Range;
 use coreml_mil::{DType, Error, FunctionBuilder, Result, State, Tensor, TensorType};
 use half::f16;
 use planish_core::arch::{Linear, LinearSpec, Norm};
+use planish_tensors::LowRank;
 
 use crate::{
     plain::Plain,
     rope::rope_tables,
-    weights::{Encoded, LoraDelta, WeightFormat, WeightPlan},
+    weights::{Encoded, WeightFormat, WeightPlan},
 };
 
 /// What all functions of an export have in common.
@@ -28,7 +29,7 @@ pub(crate) struct Decoder<'a> {
     /// Epsilon of every norm, at least.
     pub(crate) min_epsilon: f32,
     /// Low-rank updates kept beside the base weights: `(name of the adapter, its layers)`.
-    pub(crate) kept: Option<(&'a str, &'a std::collections::BTreeMap<String, LoraDelta>)>,
+    pub(crate) kept: Option<(&'a str, &'a std::collections::BTreeMap<String, LowRank>)>,
 }
 
 /// Where keys and values of earlier tokens are.
@@ -288,7 +289,7 @@ impl Decoder<'_> {
         let y = b.conv(x, &weight, bias.as_ref())?;
         match self
             .kept
-            .and_then(|(name, layers)| layers.get(module).map(|delta| (name, delta)))
+            .and_then(|(name, layers)| layers.get(&format!("{module}.weight")).map(|delta| (name, delta)))
         {
             Some((name, delta)) => low_rank(b, plan, x, &y, name, module, delta),
             None => Ok(y),
@@ -362,18 +363,17 @@ fn low_rank(
     y: &Tensor,
     name: &str,
     module: &str,
-    delta: &LoraDelta,
+    delta: &LowRank,
 ) -> Result<Tensor> {
     let ([output_dims, input_dims], rank) = (delta.shape(), delta.rank());
-    let half = |m: &ndarray::Array2<f32>| m.iter().map(|v| f16::from_f32(*v)).collect();
     let down = plan.table(
         &format!("{name} {module} A"),
-        || half(delta.a()),
+        || delta.right().iter().copied().map(f16::from_f32).collect(),
         &[rank, input_dims, 1, 1],
     )?;
     let up = plan.table(
         &format!("{name} {module} B"),
-        || half(delta.scaled_b()),
+        || delta.scaled_left().map(f16::from_f32).collect(),
         &[output_dims, rank, 1, 1],
     )?;
     let (down, up) = (b.blob(&down)?, b.blob(&up)?);

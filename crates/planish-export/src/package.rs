@@ -10,6 +10,7 @@ use coreml_mil::{
     BuiltFunction, Dim, MAIN, SPECIFICATION_VERSION, TensorType, Type,
     proto::{self, FeatureKind},
 };
+use planish_tensors::ModelWeights;
 use prost::Message;
 use serde::Serialize;
 use serde_json::json;
@@ -17,7 +18,7 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use crate::{
     Error, Result,
-    weights::{LayerError, WeightPlan, WeightSource, stream},
+    weights::{LayerError, WeightPlan, stream},
 };
 
 const SPEC_FILE: &str = "com.apple.CoreML/model.mlmodel";
@@ -61,7 +62,7 @@ impl PlannedPackage {
     pub(crate) fn write(
         &self,
         folder: &Path,
-        source: &WeightSource,
+        source: &ModelWeights,
         importance: &BTreeMap<String, Vec<f32>>,
     ) -> Result<(PackageReport, Vec<LayerError>)> {
         let data = folder.join("Data");

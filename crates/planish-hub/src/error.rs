@@ -17,12 +17,6 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A dtype that weights are not stored in.
-    #[error("dtype {found:?} is unknown: expected bf16, f16 or f32")]
-    UnknownDtype {
-        /// What was asked for.
-        found: String,
-    },
     /// A format that GGUF files are not written in.
     #[error("format {found:?} is unknown: expected f32, f16, bf16, q8_0 or q4_0")]
     UnknownExportFormat {
@@ -288,7 +282,7 @@ pub enum Error {
         /// The value.
         value: f32,
         /// The dtype it was to be stored in.
-        dtype: crate::Dtype,
+        dtype: planish_tensors::Dtype,
     },
     /// The bytes offered for a tensor do not fit its shape and type.
     #[error("{}: tensor {tensor:?} of shape {shape:?} cannot be stored as {kind} in {found} bytes or blocks", path.display())]
@@ -331,17 +325,9 @@ pub enum Error {
     /// The configuration of the model is not one that planish can compute.
     #[error(transparent)]
     Config(#[from] planish_core::Error),
-    /// A source of weights for an export failed.
+    /// Tensors could not be read or written.
     #[error(transparent)]
-    Weights(Box<dyn std::error::Error + Send + Sync>),
-    /// A safetensors file could not be read or written.
-    #[error("{}: {message}", path.display())]
-    Safetensors {
-        /// The file.
-        path: PathBuf,
-        /// What the safetensors crate said.
-        message: String,
-    },
+    Tensors(#[from] planish_tensors::Error),
 }
 
 impl From<wheel_fetch::Error> for Error {
@@ -372,9 +358,9 @@ fn way_out(source: &std::io::Error) -> &'static str {
     }
 }
 
-fn no_image(value: f32, dtype: crate::Dtype) -> String {
+fn no_image(value: f32, dtype: planish_tensors::Dtype) -> String {
     if value.is_finite() {
-        format!("does not fit {dtype}: use bf16 or f32")
+        format!("does not fit {}: use bf16 or f32", dtype.name().to_lowercase())
     } else {
         "is no finite number: the file is damaged".to_owned()
     }

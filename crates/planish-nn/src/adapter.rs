@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use planish_checkpoint::adapter::{Adapter, Method};
+use planish_checkpoint::adapter::{Adapter, Trained};
 use planish_core::suggest;
 use planish_mlx::{Array, Dtype, host};
-use planish_tensors::{Dtype as FileDtype, HostTensor};
+use planish_tensors::{Dtype as FileDtype, HostTensor, TensorStore, TensorView};
 
 use crate::lora::LoraAdapter;
 use crate::parameters::{Parameters, Trainable};
@@ -13,16 +13,24 @@ use crate::weights::from_view;
 use crate::{Error, Linear, Model, Result};
 
 impl Model {
-    /// Lays a stored adapter over the model and returns what it changed: low-rank tensors are attached (module paths), whole
-    /// weights ([`Method::Full`]) take the place of the model's own (tensor names).
+    /// Lays what was trained over the model, and returns what changed: low-rank tensors are attached (module paths), whole
+    /// weights take the place of the model's own (tensor names).
+    ///
+    /// # Errors
+    /// As [`attach_tensors`](Self::attach_tensors).
+    pub fn attach(&mut self, trained: &Trained) -> Result<Vec<String>> {
+        match trained {
+            Trained::Whole(store) => self.replace_weights(store),
+            Trained::LowRank(adapter) => self.attach_adapter(adapter),
+        }
+    }
+
+    /// Attaches the low-rank tensors of an adapter.
     ///
     /// # Errors
     /// As [`attach_tensors`](Self::attach_tensors). The model is unchanged then.
     pub fn attach_adapter(&mut self, adapter: &Adapter) -> Result<Vec<String>> {
-        match adapter.method {
-            Method::Full => self.replace_weights(&adapter.tensors),
-            Method::Lora | Method::Dora => self.attach_tensors(&adapter.tensors, adapter.scale, adapter.dropout as f32),
-        }
+        self.attach_tensors(&adapter.tensors, adapter.scale, adapter.dropout as f32)
     }
 
     /// Attaches stored adapter tensors in mlx-lm's layout (`<path>.lora_a`, `.lora_b`, and `.m` for DoRA) with one final
@@ -69,29 +77,27 @@ impl Model {
             .collect()
     }
 
-    /// Puts stored weights in the place of the model's own, in the model's dtype.
-    fn replace_weights(&mut self, tensors: &BTreeMap<String, HostTensor>) -> Result<Vec<String>> {
+    /// Puts stored weights in the place of the model's own, in the model's dtype, one tensor at a time.
+    fn replace_weights(&mut self, store: &TensorStore) -> Result<Vec<String>> {
         let own: BTreeMap<String, Array> = self.decoder.collect(Trainable::Weights).into_iter().collect();
-        let mut replacements = BTreeMap::new();
-        for (name, tensor) in tensors {
-            let Some(array) = own.get(name) else {
-                let nearest = suggest::nearest(name, own.keys().map(String::as_str)).map(str::to_owned);
-                return Err(Error::UnknownAdapterModule {
-                    tensor: name.clone(),
-                    nearest,
-                });
-            };
-            let shape: Vec<usize> = array.shape().iter().map(|&dim| dim as usize).collect();
-            replacements.insert(name.as_str(), from_host(name, tensor, &shape)?.as_dtype(self.dtype())?);
+        if let Some(name) = store.names().find(|name| !own.contains_key(*name)) {
+            let nearest = suggest::nearest(name, own.keys().map(String::as_str)).map(str::to_owned);
+            let tensor = name.to_owned();
+            return Err(Error::UnknownAdapterModule { tensor, nearest });
         }
+        let dtype = self.dtype();
+        let mut failure = None;
         self.decoder.visit("", &mut |name, role, array| {
-            if Trainable::Weights.includes(role)
-                && let Some(replacement) = replacements.get(name)
-            {
-                *array = replacement.clone();
+            let stored = store.get(name).filter(|_| Trainable::Weights.includes(role));
+            let Some(view) = stored.filter(|_| failure.is_none()) else {
+                return;
+            };
+            match from_tensor(&view, &dims(array)).and_then(|weight| Ok(weight.as_dtype(dtype)?)) {
+                Ok(weight) => *array = weight,
+                Err(error) => failure = Some(error),
             }
         });
-        Ok(tensors.keys().cloned().collect())
+        failure.map_or_else(|| Ok(store.names().map(str::to_owned).collect()), Err)
     }
 
     /// The paths that the tensors speak of; each must be a linear layer of this model.
@@ -156,18 +162,25 @@ fn adapter_from(
 }
 
 fn from_host(name: &str, tensor: &HostTensor, shape: &[usize]) -> Result<Array> {
-    if tensor.shape != shape {
+    Ok(from_tensor(&tensor.view(name), shape)?.as_dtype(Dtype::Float32)?)
+}
+
+fn from_tensor(view: &TensorView<'_>, shape: &[usize]) -> Result<Array> {
+    if view.shape != shape {
         return Err(Error::ShapeMismatch {
-            path: name.to_owned(),
+            path: view.name.to_owned(),
             expected: shape.to_vec(),
-            found: tensor.shape.clone(),
+            found: view.shape.to_vec(),
         });
     }
-    Ok(from_view(&tensor.view(name))?.as_dtype(Dtype::Float32)?)
+    from_view(view)
 }
 
 fn to_host(array: &Array) -> Result<HostTensor> {
-    let shape: Vec<usize> = array.shape().iter().map(|&dim| dim as usize).collect();
     let bytes = host::bytes_of(&array.as_dtype(Dtype::Float32)?)?;
-    Ok(HostTensor::new(FileDtype::F32, &shape, bytes)?)
+    Ok(HostTensor::new(FileDtype::F32, &dims(array), bytes)?)
+}
+
+fn dims(array: &Array) -> Vec<usize> {
+    array.shape().iter().map(|&dim| dim as usize).collect()
 }

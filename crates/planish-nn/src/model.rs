@@ -8,7 +8,7 @@ use planish_loss::{Head, HeadKernel, HeadLoss, TokenLoss, TrainedPositions};
 use planish_mlx::cuda_kernel;
 use planish_mlx::device::{self, DeviceKind};
 use planish_mlx::{Array, Dtype};
-use planish_tensors::{LoadReport, LoadRules, TensorStore};
+use planish_tensors::{LoadReport, LoadRules, ModelWeights, TensorStore};
 
 use crate::decoder::{Decoder, Fused, TrainingPass};
 use crate::fused::{FusedAttention, FusedFeedForward};
@@ -99,23 +99,20 @@ pub struct Model {
 impl Model {
     /// Reads a Hugging Face folder: `config.json` and safetensors files, whose tensors must be exactly those of the model.
     ///
-    /// Two kinds of tensors may stand in a file without need, and are reported as ignored: the angles of the rotation,
-    /// which follow from the configuration, and the head of a tied model where it repeats the embedding byte for byte.
+    /// What may be called otherwise, or be there without need, is [`ModelWeights::open`]'s to say.
     ///
     /// # Errors
     /// [`Error::Config`] for the configuration; [`Error::Tensors`] for files that are damaged, for missing, unexpected or
     /// mis-shaped tensors (all named), for NaN or infinite weights; [`Error::ComputeDtype`]; [`Error::NativeKernels`].
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<(Self, LoadReport)> {
         let config = ModelConfig::from_file(&dir.join("config.json"))?;
-        let mut store = TensorStore::open(dir)?;
-        let rules = with_redundant_tensors(&options.rules, &config, &store);
-        let report = store.check(&config.expected_tensors(), &rules).into_result(dir)?;
+        let (mut stored, report) = ModelWeights::open(dir, &config, &options.rules)?;
         let dtype = match options.dtype {
             Some(dtype) => dtype,
-            None => default_dtype(&store, &config.arch.embedding_path())?,
+            None => default_dtype(stored.store(), &config.arch.embedding_path())?,
         };
         let choice = options.choose(dtype)?;
-        let mut weights = Weights::from_store(&config, &mut store, dtype, choice.kernels);
+        let mut weights = Weights::from_store(&config, stored.store_mut(), dtype, choice.kernels);
         let model = Self::build(&config, dtype, choice, &mut weights)?;
         Ok((model, report))
     }
@@ -492,25 +489,6 @@ impl Model {
 /// gradients are computed when the backward pass is there; in another, what they are made of is kept until the end.
 fn by_layer(name: &str) -> impl Iterator<Item = Result<usize, &str>> {
     name.split('.').map(|word| word.parse().map_err(|_| word))
-}
-
-/// `rules`, and what a file may repeat although the model has it from elsewhere.
-fn with_redundant_tensors(rules: &LoadRules, config: &ModelConfig, store: &TensorStore) -> LoadRules {
-    let mut rules = rules.clone();
-    rules.allow_unexpected.push("*.rotary_emb.inv_freq".to_owned());
-    rules
-        .allow_unexpected
-        .extend(config.family.other_parts.iter().map(|&name| name.to_owned()));
-    let content = |path: &str| {
-        store
-            .get(&format!("{path}.weight"))
-            .map(|view| (view.dtype, view.bytes))
-    };
-    let (head, embedding) = (config.arch.head_path(), config.arch.embedding_path());
-    if config.arch.head.is_tied && content(&head).is_some() && content(&head) == content(&embedding) {
-        rules.allow_unexpected.push(format!("{head}.weight"));
-    }
-    rules
 }
 
 /// f32 on the CPU; on a GPU what the embedding is stored in.

@@ -1,7 +1,5 @@
-use std::path::Path;
-
 use crate::error::{Error, Result};
-use crate::{Dtype, HostTensor, TensorStore};
+use crate::{Dtype, HostTensor};
 
 /// A weight quantised as MLX's affine mode does: `w = scale · q + bias`, one scale and bias a group of inputs.
 ///
@@ -16,21 +14,6 @@ pub struct Affine {
     pub scales: HostTensor,
     /// One a group.
     pub biases: HostTensor,
-}
-
-impl Affine {
-    /// The three tensors of a quantised module.
-    ///
-    /// # Errors
-    /// [`Error::NoTensor`].
-    pub fn of_module(store: &TensorStore, module: &str) -> Result<Self> {
-        let part = |leaf: &str| store.require(&format!("{module}.{leaf}")).map(|view| view.to_host());
-        Ok(Self {
-            weight: part("weight")?,
-            scales: part("scales")?,
-            biases: part("biases")?,
-        })
-    }
 }
 
 /// The weight as f32 `[output_dims, input_dims]`: product and sum are rounded to f32, whatever type the scales have.
@@ -185,30 +168,6 @@ impl Packer {
             self.held -= 8;
         }
     }
-}
-
-/// Bits and group size of a quantised module, refused by name unless they are affine.
-///
-/// # Errors
-/// [`Error::Quantization`].
-pub fn affine_layer(
-    config: &planish_core::model_config::ModelConfig,
-    module: &str,
-    path: &Path,
-) -> Result<Option<(usize, usize)>> {
-    use planish_core::model_config::QuantizationMode;
-    let Some(layer) = config.quantization.as_ref().and_then(|q| q.for_module(module)) else {
-        return Ok(None);
-    };
-    if layer.mode != QuantizationMode::Affine {
-        let reason = format!(
-            "{}: {module} has the mode {}, only affine is fused",
-            path.display(),
-            layer.mode.name()
-        );
-        return Err(Error::Quantization { reason });
-    }
-    Ok(Some((layer.bits, layer.group_size)))
 }
 
 #[cfg(test)]

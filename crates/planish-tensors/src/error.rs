@@ -75,6 +75,21 @@ pub enum Error {
         /// The most similar name that is there.
         nearest: Option<String>,
     },
+    /// Head and embedding of a model that ties them are two matrices.
+    #[error(
+        "{}: lm_head.weight is not the embedding, although config.json ties them (tie_word_embeddings)\na merged or trained head of its own needs tie_word_embeddings = false in config.json; otherwise remove lm_head.weight",
+        path.display()
+    )]
+    HeadDiffers {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The update of an adapter does not fit the tensor that it changes.
+    #[error("{reason}")]
+    UpdateShape {
+        /// Which, and why.
+        reason: String,
+    },
     /// A weight is NaN or infinite.
     #[error("{}: tensor {name:?} has the value {value} at element {index}; the file is damaged or its training diverged", path.display())]
     NonFinite {

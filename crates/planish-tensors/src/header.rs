@@ -59,9 +59,15 @@ fn parse_checked(file: &[u8]) -> Result<Header, HeaderProblem> {
     })
 }
 
+/// How a file begins that stands for another one in a repository.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
 /// The JSON text, and where the data begins.
 fn split_header(file: &[u8]) -> Result<(&[u8], usize), HeaderProblem> {
     let file_bytes = file.len() as u64;
+    if file.starts_with(LFS_POINTER) {
+        return Err(HeaderProblem::LfsPointer);
+    }
     let Some(length) = file.first_chunk::<8>() else {
         return Err(HeaderProblem::TooShort { file_bytes });
     };
@@ -111,6 +117,11 @@ fn check_layout(entries: &[Entry], data_start: usize, file_bytes: usize) -> Resu
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeaderProblem {
+    /// A repository was cloned without Git LFS.
+    #[error(
+        "this is a Git LFS pointer, not the file itself: run `git lfs pull` in the repository, or use `planish pull hf:ORG/NAME`"
+    )]
+    LfsPointer,
     /// Not even room for the length of the header.
     #[error("the file has {file_bytes} bytes, too few for a header")]
     TooShort {

@@ -8,6 +8,9 @@
 //!
 //! [`write()`] and the streaming [`TensorFileWriter`] and [`ShardWriter`] turn equal tensors into equal bytes.
 //! [`quantize`] and [`dequantize`] are MLX's affine mode on the host.
+//!
+//! [`ModelWeights`] is a model folder as numbers: dequantised, with the [`Update`] of an adapter merged in, a few rows at a time.
+//! What reads weights reads them there, whatever it makes of them.
 
 mod affine;
 mod dtype;
@@ -15,17 +18,21 @@ mod error;
 mod header;
 mod host;
 mod index;
+mod merge;
+mod model_weights;
 mod non_finite;
 mod report;
 mod shard_writer;
 mod store;
 mod writer;
 
-pub use affine::{Affine, affine_layer, dequantize, quantize};
+pub use affine::{Affine, dequantize, quantize};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use header::HeaderProblem;
 pub use host::{HostTensor, TensorView};
+pub use merge::{LowRank, Update};
+pub use model_weights::{ModelWeights, first_outside, without_wrappers};
 pub use non_finite::NonFinite;
 pub use report::{Findings, LoadReport, MAX_LISTED, Mismatch};
 pub use shard_writer::{DEFAULT_SHARD_BYTES, ShardSummary, ShardWriter};

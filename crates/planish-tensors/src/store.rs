@@ -1,5 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use memmap2::{Mmap, UncheckedAdvice};
@@ -7,7 +9,7 @@ use planish_core::model_config::TensorSpec;
 use planish_core::suggest::nearest;
 
 use super::dtype::Dtype;
-use super::host::TensorView;
+use super::host::{HostTensor, TensorView, widen};
 use super::report::{LoadReport, Mismatch};
 use super::{INDEX_FILE, header, index};
 use crate::error::{Error, Result};
@@ -42,6 +44,8 @@ pub struct TensorStore {
 #[derive(Debug)]
 struct MappedFile {
     path: PathBuf,
+    /// For reading past the map.
+    file: File,
     bytes: Mmap,
     header: header::Header,
 }
@@ -137,16 +141,55 @@ impl TensorStore {
         })
     }
 
-    /// The file that holds a tensor and where its bytes lie in it, for readers that want memory bounded by what they
-    /// ask for: pages of the map count as the process's own.
+    /// Rows `rows` of a tensor, read past the memory map; an element of a vector is a row.
+    ///
+    /// Pages of a map count as the process's own: a reader that touches every page once wants memory bounded by what it
+    /// asks for.
     ///
     /// # Errors
-    /// [`Error::NoTensor`].
-    pub fn file_range(&self, name: &str) -> Result<(&Path, std::ops::Range<u64>)> {
+    /// [`Error::NoTensor`]; [`Error::Read`].
+    pub fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<HostTensor> {
         let view = self.require(name)?;
+        let columns: usize = view.shape.iter().skip(1).product();
+        let row_bytes = columns * view.dtype.size();
+        let mut bytes = vec![0; rows.len() * row_bytes];
+        self.read_at(&view, rows.start * row_bytes, &mut bytes)?;
+        let shape: Vec<usize> = std::iter::once(rows.len())
+            .chain(view.shape.iter().skip(1).copied())
+            .collect();
+        HostTensor::new(view.dtype, &shape, bytes)
+    }
+
+    /// The same as f32, into a buffer that is used again.
+    pub(crate) fn rows_into(&self, name: &str, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
+        let view = self.require(name)?;
+        let columns: usize = view.shape.iter().skip(1).product();
+        let (start, len) = (rows.start * columns * view.dtype.size(), rows.len() * columns);
+        values.resize(len, 0.0);
+        if view.dtype == Dtype::F32 {
+            return self.read_at(&view, start, bytemuck::cast_slice_mut(values));
+        }
+        let mut raw = vec![0; len * view.dtype.size()];
+        self.read_at(&view, start, &mut raw)?;
+        widen(view.dtype, &raw, values)
+    }
+
+    /// Bytes of a tensor from `start` on, from the file.
+    fn read_at(&self, view: &TensorView<'_>, start: usize, out: &mut [u8]) -> Result<()> {
         let location = self.entries[view.name];
-        let range = &self.files[location.file_idx].header.entries[location.entry_idx].range;
-        Ok((view.file, range.start as u64..range.end as u64))
+        let file = &self.files[location.file_idx];
+        let offset = file.header.entries[location.entry_idx].range.start + start;
+        let read = file.file.read_exact_at(out, offset as u64);
+        read.map_err(|e| Error::read(&file.path, e))
+    }
+
+    /// Gives every tensor the name that `rename` says; none, where two would get the same.
+    pub(crate) fn rename(&mut self, rename: impl Fn(&str) -> String) {
+        let entries = self.entries.iter();
+        let renamed: BTreeMap<String, Location> = entries.map(|(name, location)| (rename(name), *location)).collect();
+        if renamed.len() == self.entries.len() {
+            self.entries = renamed;
+        }
     }
 
     /// All tensors, sorted by name.
@@ -182,6 +225,20 @@ impl TensorStore {
             }
         }
         report
+    }
+
+    /// SHA-256 of names, types and shapes of all tensors and of three strips of each: equal for copies of a model, another
+    /// for one that was trained, merged or rounded. It reads little, whatever the size of the files.
+    pub fn fingerprint(&self) -> String {
+        const STRIP: usize = 512;
+        let mut seen = Vec::new();
+        for view in self.iter() {
+            seen.extend(format!("{} {} {:?}\n", view.name, view.dtype, view.shape).bytes());
+            for start in [0, view.bytes.len() / 2, view.bytes.len().saturating_sub(STRIP)] {
+                seen.extend_from_slice(&view.bytes[start..view.bytes.len().min(start + STRIP)]);
+            }
+        }
+        planish_core::hash::sha256_hex(&seen)
     }
 
     /// Gives back the memory of what was read so far, for readers that copy tensor after tensor out of the files: pages
@@ -327,6 +384,7 @@ fn map_file(path: &Path) -> Result<MappedFile> {
     let header = header::parse(&bytes, path)?;
     Ok(MappedFile {
         path: path.to_path_buf(),
+        file,
         bytes,
         header,
     })

@@ -1,10 +1,11 @@
 //! The trained tensors as files hold them: one rank and one scale for all modules, against the model's original weights.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use mlx_rs::Array;
 use planish_checkpoint::ExactF64;
-use planish_checkpoint::adapter::{Adapter, Fold, Method};
+use planish_checkpoint::adapter::{Adapter, Fold, Method, SidecarBase};
 use planish_core::target_modules::Blocks;
 use planish_mlx::host;
 use planish_nn::{LoraConfig, LoraInit, LoraMethod, LoraScale, Model};
@@ -26,15 +27,18 @@ pub(crate) struct Exporter {
     modules: BTreeMap<String, (usize, f64)>,
     /// Values before the first update, where they are part of the base.
     initial: BTreeMap<String, Array>,
+    /// The model that is trained.
+    base: SidecarBase,
 }
 
 impl Exporter {
-    /// For a model whose adapters are fresh.
-    pub(crate) fn new(tuning: &Tuning, modules: &[String], model: &Model) -> Result<Self> {
+    /// For a model whose adapters are fresh; `base` is its folder.
+    pub(crate) fn new(tuning: &Tuning, modules: &[String], model: &Model, base: Option<&Path>) -> Result<Self> {
         let mut exporter = Self {
             tuning: tuning.clone(),
             modules: BTreeMap::new(),
             initial: BTreeMap::new(),
+            base: base.map(SidecarBase::of_model).transpose()?.unwrap_or_default(),
         };
         if let Tuning::Adapters(lora) = tuning {
             let ranks = lora.ranks.resolve(lora.rank, modules)?;
@@ -56,6 +60,15 @@ impl Exporter {
         let mut modules = self.modules.values();
         let first = modules.next();
         self.initial.is_empty() && modules.all(|module| Some(module) == first)
+    }
+
+    /// What the file holds.
+    pub(crate) fn method(&self) -> Method {
+        match &self.tuning {
+            Tuning::Full => Method::Full,
+            Tuning::Adapters(lora) if lora.method == LoraMethod::Dora => Method::Dora,
+            Tuning::Adapters(_) => Method::Lora,
+        }
     }
 
     /// Rank and multiplier of the file; rank 0 when all weights train.
@@ -86,6 +99,7 @@ impl Exporter {
     pub(crate) fn adapter(&self, model: &Model) -> Result<Adapter> {
         let Tuning::Adapters(lora) = &self.tuning else {
             let mut adapter = Adapter::new(Method::Full, 0, 1.0, 0.0);
+            adapter.sidecar.base = self.base.clone();
             for (name, value) in model.trainables() {
                 adapter.tensors.insert(name, to_host(&value)?);
             }
@@ -102,17 +116,13 @@ impl Exporter {
 
     fn empty(&self, lora: &LoraConfig) -> Adapter {
         let (rank, scale) = self.rank_and_scale();
-        let method = if lora.method == LoraMethod::Dora {
-            Method::Dora
-        } else {
-            Method::Lora
-        };
-        let mut adapter = Adapter::new(method, rank, scale, f64::from(lora.dropout));
+        let mut adapter = Adapter::new(self.method(), rank, scale, f64::from(lora.dropout));
         adapter.n_adapted_layers = match lora.targets.blocks {
             Blocks::All => -1,
             Blocks::Last(n) => n.get() as i64,
         };
         let sidecar = &mut adapter.sidecar;
+        sidecar.base = self.base.clone();
         sidecar.rslora = matches!(lora.scale, LoraScale::RankStabilised(_)) && self.is_plain();
         if lora.init == LoraInit::Pissa {
             sidecar.init = Some("pissa, converted".to_owned());

@@ -3,12 +3,13 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use planish_checkpoint::adapter::Adapter;
+use planish_checkpoint::adapter::{Adapter, MLX_TENSOR_FILE, Method};
+use planish_checkpoint::model_files;
 use planish_checkpoint::run_state::{self, Checkpoint, Retention, Saved, Verify};
 use planish_core::{fs, hash};
 use planish_data::Dataset;
 use planish_mlx::{Array, Dtype, host};
-use planish_tensors::{Dtype as FileDtype, HostTensor};
+use planish_tensors::{Dtype as FileDtype, HostTensor, INDEX_FILE};
 use serde_json::json;
 
 use crate::events::{Position, RunPlan, SaveReport};
@@ -26,6 +27,7 @@ pub(crate) struct RunDir {
     checkpoints: run_state::RunDir,
     /// Whether this run made the folder.
     is_new: bool,
+    base: Option<PathBuf>,
 }
 
 impl RunDir {
@@ -80,6 +82,7 @@ impl RunDir {
             tensorboard: None,
             checkpoints,
             is_new: false,
+            base: None,
         })
     }
 
@@ -162,11 +165,20 @@ impl RunDir {
             })
     }
 
-    /// Writes the trainable tensors in mlx-lm's layout.
+    /// Names the folder of the model that is trained: a full fine-tune of it is a model folder too.
+    pub(crate) fn set_base(&mut self, base: &Path) {
+        self.checkpoints.set_base(base);
+        self.base = Some(base.to_owned());
+    }
+
+    /// Writes the trainable tensors: an adapter in mlx-lm's layout, or a whole model.
     pub(crate) fn save_adapter(&self, adapter: &Adapter, position: Position) -> Result<SaveReport> {
         let started = std::time::Instant::now();
-        adapter.write_mlx_lm(&self.path)?;
-        let path = self.path.join("adapters.safetensors");
+        if let (Method::Full, Some(base)) = (adapter.method, &self.base) {
+            model_files::copy(base, &self.path, adapter.dtype())?;
+        }
+        adapter.write(&self.path)?;
+        let path = self.path.join(trained_file(adapter.method));
         let sha256 = hash::sha256_file(&path).map_err(|source| Error::Io {
             path: path.clone(),
             action: "read",
@@ -178,6 +190,14 @@ impl RunDir {
             sha256,
             seconds: started.elapsed().as_secs_f64(),
         })
+    }
+}
+
+/// The file whose hash stands for the trained tensors.
+pub(crate) fn trained_file(method: Method) -> &'static str {
+    match method {
+        Method::Full => INDEX_FILE,
+        Method::Lora | Method::Dora => MLX_TENSOR_FILE,
     }
 }
 

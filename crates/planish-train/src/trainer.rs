@@ -58,6 +58,7 @@ pub struct Trainer<'a> {
     resume: Resume,
     accepted: Vec<Input>,
     identity: Identity,
+    base: Option<&'a Path>,
     samples: Option<(&'a Tokenizer, usize, usize)>,
     files: Vec<(String, Vec<u8>)>,
     memory_budget: Option<u64>,
@@ -79,6 +80,7 @@ impl<'a> Trainer<'a> {
             resume: Resume::Fresh,
             accepted: Vec::new(),
             identity: Identity::default(),
+            base: None,
             samples: None,
             files: Vec::new(),
             memory_budget: None,
@@ -128,6 +130,13 @@ impl<'a> Trainer<'a> {
     /// What stands for the base model, the tokenizer and the template, compared when the run goes on.
     pub fn identity(mut self, identity: Identity) -> Self {
         self.identity = identity;
+        self
+    }
+
+    /// The folder of the model that is trained. What the run writes then names it, and a full fine-tune is a model folder like
+    /// it.
+    pub fn base(mut self, base: &'a Path) -> Self {
+        self.base = Some(base);
         self
     }
 

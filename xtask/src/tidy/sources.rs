@@ -32,7 +32,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         word: "safetensors::",
-        places: &["crates/planish-tensors/", "crates/planish-hub/src/"],
+        places: &["crates/planish-tensors/"],
         reason: "tensor files are read and written by planish-tensors",
     },
     Rule {

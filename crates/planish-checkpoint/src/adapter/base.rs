@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use planish_core::model_config::ModelConfig;
 
+use super::SidecarBase;
 use crate::error::{Error, Result};
 
 /// What must be known of a base model to check an adapter against it.
@@ -14,10 +15,10 @@ pub struct BaseModel {
     pub tied_head: bool,
     /// Modules that an adapter can attach to, by path.
     pub modules: BTreeMap<String, BaseModule>,
-    /// SHA-256 of `config.json`, when it was read from a file.
-    pub config_sha256: Option<String>,
-    /// Where it was read from.
-    pub path_or_repo: Option<String>,
+    /// Which model it is, when it was read from a folder.
+    pub identity: SidecarBase,
+    /// That folder.
+    pub folder: Option<PathBuf>,
 }
 
 /// One module of a base model.
@@ -34,20 +35,18 @@ pub struct BaseModule {
 }
 
 impl BaseModel {
-    /// Reads the `config.json` of a model folder.
+    /// Reads the `config.json` of a model folder, and what tells its weights from others.
     ///
     /// # Errors
-    /// [`Error::Read`]; [`Error::Config`] when the configuration cannot be understood.
+    /// [`Error::Config`] when the configuration cannot be understood; those of [`SidecarBase::of_model`].
     pub fn open(model_dir: &Path) -> Result<Self> {
         let path = model_dir.join("config.json");
         let config = ModelConfig::from_file(&path).map_err(|source| Error::Config {
             source: Box::new(source),
         })?;
-        let sha256 = planish_core::hash::sha256_file(&path).map_err(|e| Error::read(&path, e))?;
-        let path_or_repo = Some(model_dir.display().to_string());
         Ok(Self {
-            config_sha256: Some(sha256),
-            path_or_repo,
+            identity: SidecarBase::of_model(model_dir)?,
+            folder: Some(model_dir.to_path_buf()),
             ..Self::from_config(&config)
         })
     }
@@ -96,8 +95,8 @@ impl BaseModel {
             n_layers: arch.layers.len(),
             tied_head,
             modules,
-            config_sha256: None,
-            path_or_repo: None,
+            identity: SidecarBase::default(),
+            folder: None,
         }
     }
 }

@@ -38,6 +38,9 @@ use crate::error::{Error, Result};
 pub fn convert(input: &Path, out: &Path, to: Format, options: &ReadOptions<'_>) -> Result<AdapterReport> {
     let (mut adapter, mut report) = Adapter::read(input, options)?;
     keep_source_config(&mut adapter, input)?;
+    if let (None, Some(base)) = (&adapter.sidecar.base.path_or_repo, options.base) {
+        adapter.sidecar.base = base.identity.clone();
+    }
     let building = AtomicDir::create(out).map_err(|e| Error::write(out, e))?;
     match to {
         Format::MlxLm => {

@@ -9,13 +9,14 @@ use serde_json::{Map, Value};
 use planish_tensors::{self as tensors, TensorStore};
 
 use super::validate;
-use super::{Adapter, AdapterReport, CONFIG_FILE, MLX_TENSOR_FILE, Method, ReadOptions, Sidecar};
+use super::{Adapter, AdapterReport, CONFIG_FILE, MLX_TENSOR_FILE, Method, ReadOptions, Sidecar, SidecarBase};
 use super::{bad_key, read_json_object};
 use crate::error::{Error, Result};
 
 pub(super) fn read(dir: &Path, tensor_file: &Path, options: &ReadOptions<'_>) -> Result<(Adapter, AdapterReport)> {
     let config_path = dir.join(CONFIG_FILE);
-    let config = config_of(&read_json_object(&config_path)?, &config_path)?;
+    let json = read_json_object(&config_path)?;
+    let config = config_of(&json, &config_path)?;
     let store = TensorStore::open(tensor_file)?;
     let tensors = store
         .iter()
@@ -23,6 +24,10 @@ pub(super) fn read(dir: &Path, tensor_file: &Path, options: &ReadOptions<'_>) ->
         .collect();
     let foreign = || Sidecar {
         source_format: Some("mlx-lm".to_string()),
+        base: SidecarBase {
+            path_or_repo: json.get("model").and_then(Value::as_str).map(str::to_string),
+            ..SidecarBase::default()
+        },
         ..Sidecar::default()
     };
     let sidecar = Sidecar::read(dir)?.unwrap_or_else(foreign);
@@ -50,7 +55,7 @@ pub(super) fn read(dir: &Path, tensor_file: &Path, options: &ReadOptions<'_>) ->
         ));
         adapter.sidecar.alpha = None;
     }
-    validate::check(&adapter, options, tensor_file)?;
+    validate::check(&adapter, options, tensor_file, &mut report)?;
     Ok((adapter, report))
 }
 
@@ -104,7 +109,8 @@ fn config_of(config: &Map<String, Value>, path: &Path) -> Result<MlxConfig> {
             ));
         }
     };
-    let layers = config.get("num_layers");
+    // mlx-lm before 0.19 had another word for it.
+    let layers = config.get("num_layers").or_else(|| config.get("lora_layers"));
     let num_layers = layers.and_then(Value::as_i64).filter(|n| *n >= -1);
     let num_layers = match (num_layers, method) {
         (Some(n), _) => n,
@@ -162,11 +168,6 @@ fn config_of(config: &Map<String, Value>, path: &Path) -> Result<MlxConfig> {
 pub(super) fn write(adapter: &Adapter, dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::write(dir, e))?;
     tensors::write(&dir.join(MLX_TENSOR_FILE), &adapter.tensors, &BTreeMap::new())?;
-    write_config(adapter, dir)
-}
-
-/// Sidecar and configuration, without the tensors.
-pub(super) fn write_config(adapter: &Adapter, dir: &Path) -> Result<()> {
     adapter.current_sidecar().write(dir)?;
     let path = dir.join(CONFIG_FILE);
     let json = config_json(adapter).map_err(|e| Error::json(&path, &e))?;

@@ -8,6 +8,7 @@
 
 mod base;
 mod convert;
+mod full;
 mod matrix;
 mod mlx_lm;
 mod names;
@@ -16,6 +17,7 @@ mod peft_config;
 mod refusal;
 mod report;
 mod sidecar;
+mod trained;
 mod validate;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,8 +30,9 @@ pub use convert::convert;
 pub use refusal::Refusal;
 pub use report::{AdapterReport, FoldNote};
 pub use sidecar::{Fold, SIDECAR_FILE, Sidecar, SidecarBase, SidecarTraining};
+pub use trained::Trained;
 
-use planish_tensors::HostTensor;
+use planish_tensors::{Dtype, HostTensor};
 
 use crate::error::{Error, Result};
 use names::{Leaf, mlx_name, split_block, split_mlx};
@@ -84,12 +87,16 @@ impl Format {
     /// Says which layout a folder has, from its files.
     ///
     /// # Errors
-    /// [`Error::AdapterRefused`] with [`Refusal::Pickle`]; [`Error::UnclearAdapter`] when it has neither layout or both.
+    /// [`Error::AdapterRefused`] with [`Refusal::Pickle`]; [`Error::ModelAsAdapter`]; [`Error::UnclearAdapter`] when it has
+    /// neither layout or both.
     pub fn detect(dir: &Path) -> Result<Self> {
         match (dir.join(MLX_TENSOR_FILE).exists(), dir.join(PEFT_TENSOR_FILE).exists()) {
             (true, false) => Ok(Self::MlxLm),
             (false, true) => Ok(Self::Peft),
             (false, false) if dir.join("adapter_model.bin").exists() => Err(Error::refused(dir, Refusal::Pickle)),
+            (false, false) if dir.join("config.json").exists() => Err(Error::ModelAsAdapter {
+                path: dir.to_path_buf(),
+            }),
             (both, _) => Err(Error::UnclearAdapter {
                 path: dir.to_path_buf(),
                 both,
@@ -107,6 +114,8 @@ pub struct ReadOptions<'a> {
     pub trust_shapes: bool,
     /// Go on although the base is another, or a PEFT option is unknown.
     pub force: bool,
+    /// Say that the base is another in the report, instead of refusing it.
+    pub note_another_base: bool,
 }
 
 /// A trained update of a base model, in mlx-lm's names and shapes.
@@ -178,6 +187,9 @@ impl Adapter {
             let dir = path.parent().unwrap_or(Path::new(""));
             return mlx_lm::read(dir, path, options);
         }
+        if full::weights_of(path)?.is_some_and(|file| file == path) {
+            return full::read(path, options);
+        }
         match Format::detect(path)? {
             Format::MlxLm => mlx_lm::read(path, &path.join(MLX_TENSOR_FILE), options),
             Format::Peft => peft::read(path, options),
@@ -192,9 +204,16 @@ impl Adapter {
         mlx_lm::write(self, dir)
     }
 
-    /// Writes `planish.json` and `adapter_config.json` of the mlx-lm layout, for tensors that lie elsewhere.
-    pub(crate) fn write_config(&self, dir: &Path) -> Result<()> {
-        mlx_lm::write_config(self, dir)
+    /// Writes what a run leaves: mlx-lm's layout, or for [`Method::Full`] the weights of a model as they are loaded, and
+    /// `planish.json`; each file atomically.
+    ///
+    /// # Errors
+    /// [`Error::Tensors`].
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        match self.method {
+            Method::Full => full::write(self, dir),
+            Method::Lora | Method::Dora => self.write_mlx_lm(dir),
+        }
     }
 
     /// Writes `adapter_model.safetensors`, `planish.json` and `adapter_config.json` into `dir`, each atomically.
@@ -247,6 +266,11 @@ impl Adapter {
         self.keys = keys.into_iter().collect();
     }
 
+    /// Element type of the tensors, which is one for all.
+    pub fn dtype(&self) -> Option<Dtype> {
+        self.tensors.values().next().map(|tensor| tensor.dtype)
+    }
+
     fn tensor(&self, module: &str, leaf: Leaf) -> Option<&HostTensor> {
         self.tensors.get(&mlx_name(module, leaf))
     }
@@ -262,11 +286,7 @@ impl Adapter {
         }
         sidecar.keys.clone_from(&self.keys);
         sidecar.layers = Some(self.n_adapted_layers);
-        sidecar.dtype = self
-            .tensors
-            .values()
-            .next()
-            .map(|tensor| tensor.dtype.name().to_string());
+        sidecar.dtype = self.dtype().map(|dtype| dtype.name().to_string());
         sidecar
     }
 }

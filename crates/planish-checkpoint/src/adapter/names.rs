@@ -91,11 +91,9 @@ pub(crate) enum PeftName<'a> {
 
 const PEFT_PREFIX: &str = "base_model.model.";
 
-/// Takes a PEFT tensor name apart. Some writers leave the adapter's name (`default`) in it.
+/// Takes a PEFT tensor name apart. Some writers leave the adapter's name (`default`) in it, others the prefix out.
 pub(crate) fn split_peft(name: &str) -> PeftName<'_> {
-    let Some(path) = name.strip_prefix(PEFT_PREFIX) else {
-        return PeftName::Other;
-    };
+    let path = name.strip_prefix(PEFT_PREFIX).unwrap_or(name);
     let kinds = [
         (".lora_A", Leaf::A, false, true),
         (".lora_B", Leaf::B, false, true),
@@ -124,6 +122,13 @@ pub(crate) fn split_peft(name: &str) -> PeftName<'_> {
         }
     }
     PeftName::Other
+}
+
+/// What a whole tensor of a PEFT adapter is called in the base.
+pub(crate) fn base_tensor(name: &str) -> String {
+    name.strip_prefix(PEFT_PREFIX)
+        .unwrap_or(name)
+        .replace(".base_layer.", ".")
 }
 
 /// The tensor name in a PEFT adapter.
@@ -203,11 +208,30 @@ mod tests {
     }
 
     #[test]
+    fn peft_names_may_lack_the_prefix() {
+        let expect = PeftName::Adapter {
+            module: "model.a",
+            leaf: Leaf::A,
+            is_embedding: false,
+        };
+        assert_eq!(split_peft("model.a.lora_A.weight"), expect);
+    }
+
+    #[test]
+    fn copies_of_the_base_are_named_after_it() {
+        assert_eq!(
+            base_tensor("base_model.model.lm_head.base_layer.weight"),
+            "lm_head.weight"
+        );
+        assert_eq!(base_tensor("base_model.model.model.norm.weight"), "model.norm.weight");
+    }
+
+    #[test]
     fn whole_tensors_and_biases_are_told_apart() {
         assert_eq!(split_peft("base_model.model.lm_head.weight"), PeftName::Other);
         assert_eq!(split_peft("base_model.model.a.lora_A"), PeftName::Other);
         assert_eq!(split_peft("base_model.model.a.lora_A.x.y.weight"), PeftName::Other);
-        assert_eq!(split_peft("a.lora_A.weight"), PeftName::Other);
+        assert_eq!(split_peft("a.weight"), PeftName::Other);
         assert_eq!(split_peft("base_model.model.a.lora_B.bias"), PeftName::Bias);
     }
 }

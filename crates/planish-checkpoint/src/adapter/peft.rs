@@ -5,10 +5,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use planish_tensors::{self as tensors, HostTensor, TensorStore};
+use planish_tensors::{self as tensors, HostTensor, TensorStore, without_wrappers};
 
 use super::matrix::Matrix;
-use super::names::{Leaf, PeftName, looks_like_embedding, mlx_name, peft_name, split_block, split_peft};
+use super::names::{Leaf, PeftName, base_tensor, looks_like_embedding, mlx_name, peft_name, split_block, split_peft};
 use super::peft_config::PeftConfig;
 use super::validate::{self, Grid};
 use super::{
@@ -25,9 +25,10 @@ pub(super) fn read(dir: &Path, options: &ReadOptions<'_>) -> Result<(Adapter, Ad
     let store = TensorStore::open(&tensor_path)?;
     let sidecar = Sidecar::read(dir)?;
     let refuse = |refusal| Error::refused(&tensor_path, refusal);
-    let mut modules = collect_modules(&store).map_err(refuse)?;
+    let (mut modules, whole) = collect_modules(&store).map_err(refuse)?;
     check_embeddings(&modules, &config, options.base).map_err(refuse)?;
     let mut report = AdapterReport::default();
+    pass_over_copies(&store, whole, options.base, &mut report)?;
     let scales = module_scales(&modules, &config, options, &mut report).map_err(refuse)?;
     let rank = modules.values().map(PeftModule::rank).max().unwrap_or(config.r);
     let scale = common_scale(&scales, &config, sidecar.as_ref());
@@ -66,7 +67,7 @@ pub(super) fn read(dir: &Path, options: &ReadOptions<'_>) -> Result<(Adapter, Ad
     }
     adapter.fill_keys();
     set_layers(&mut adapter, options.base, &mut report);
-    validate::check(&adapter, options, &tensor_path)?;
+    validate::check(&adapter, options, &tensor_path, &mut report)?;
     Ok((adapter, report))
 }
 
@@ -78,11 +79,45 @@ struct PeftModule {
     is_embedding: bool,
 }
 
-fn collect_modules(store: &TensorStore) -> Result<BTreeMap<String, PeftModule>, Refusal> {
+/// PEFT saves the base's matrix beside each adapter of a head or an embedding. One that is the base's to the bit is no
+/// training; any other is refused, as is one that nothing can be compared with.
+fn pass_over_copies(
+    store: &TensorStore,
+    whole: Vec<String>,
+    base: Option<&BaseModel>,
+    report: &mut AdapterReport,
+) -> Result<()> {
+    let stored = match base
+        .and_then(|base| base.folder.as_deref())
+        .filter(|_| !whole.is_empty())
+    {
+        Some(folder) => Some(TensorStore::open(folder)?),
+        None => None,
+    };
+    let mut trained = Vec::new();
+    for name in whole {
+        let (copy, in_base) = (store.require(&name)?, base_tensor(&without_wrappers(&name)));
+        let original = stored.as_ref().and_then(|base| base.get(&in_base));
+        if original.is_some_and(|base| (base.dtype, base.shape, base.bytes) == (copy.dtype, copy.shape, copy.bytes)) {
+            report
+                .notes
+                .push(format!("{name} equals the base's {in_base} and is left out"));
+        } else {
+            trained.push(name);
+        }
+    }
+    if trained.is_empty() {
+        return Ok(());
+    }
+    Err(Error::refused(store.path(), Refusal::ModulesToSave { names: trained }))
+}
+
+/// The low-rank tensors by module, and the names of the others.
+fn collect_modules(store: &TensorStore) -> Result<(BTreeMap<String, PeftModule>, Vec<String>), Refusal> {
     let mut parts = BTreeMap::<(String, Leaf), (HostTensor, bool)>::new();
     let (mut whole, mut twice) = (Vec::new(), Vec::new());
     for view in store.iter() {
-        match split_peft(view.name) {
+        match split_peft(&without_wrappers(view.name)) {
             PeftName::Adapter {
                 module,
                 leaf,
@@ -101,17 +136,15 @@ fn collect_modules(store: &TensorStore) -> Result<BTreeMap<String, PeftModule>, 
             PeftName::Other => whole.push(view.name.to_string()),
         }
     }
-    if !whole.is_empty() {
-        return Err(Refusal::ModulesToSave { names: whole });
-    }
     if !twice.is_empty() {
         return Err(Refusal::UnknownModule { names: twice });
     }
     let names: BTreeSet<String> = parts.keys().map(|(module, _)| module.clone()).collect();
-    names
+    let modules = names
         .into_iter()
         .map(|name| Ok((name.clone(), take_module(&name, &mut parts)?)))
-        .collect()
+        .collect::<Result<_, Refusal>>()?;
+    Ok((modules, whole))
 }
 
 fn take_module(name: &str, parts: &mut BTreeMap<(String, Leaf), (HostTensor, bool)>) -> Result<PeftModule, Refusal> {

@@ -202,7 +202,7 @@ fn find_refusal(raw: &Map<String, Value>, force: bool) -> Option<Refusal> {
         });
     }
     if let Some(Value::String(init)) = raw.get("init_lora_weights")
-        && !["gaussian", "orthogonal"].contains(&init.as_str())
+        && !["eva", "gaussian", "orthogonal"].contains(&init.as_str())
     {
         return Some(Refusal::ResidualInit { init: init.clone() });
     }

@@ -102,9 +102,10 @@ impl Refusal {
     /// What the user can do.
     pub fn way_out(&self) -> &'static str {
         match self {
-            Self::ModulesToSave { .. } | Self::LoraBias { .. } => {
-                "fuse it into its base with PEFT and use the fused model"
+            Self::ModulesToSave { .. } => {
+                "name its base, so that copies of the base's tensors are told from trained ones; else fuse it with PEFT and use the fused model"
             }
+            Self::LoraBias { .. } => "fuse it into its base with PEFT and use the fused model",
             Self::ResidualInit { .. } => {
                 "save it again with PEFT's `path_initial_model_for_weight_conversion`, which turns it into a plain LoRA"
             }

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use planish_tensors::TensorStore;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -95,8 +96,26 @@ pub struct SidecarBase {
     pub revision: Option<String>,
     /// SHA-256 of `config.json`.
     pub config_sha256: Option<String>,
-    /// SHA-256 of the shard index, or of the only shard's header.
-    pub weight_index_sha256: Option<String>,
+    /// [`TensorStore::fingerprint`] of its weights.
+    #[serde(alias = "weight_index_sha256")]
+    pub weights_fingerprint: Option<String>,
+}
+
+impl SidecarBase {
+    /// What is known of the model in a folder.
+    ///
+    /// # Errors
+    /// [`Error::Read`]; those of [`TensorStore::open`].
+    pub fn of_model(dir: &Path) -> Result<Self> {
+        let config = dir.join("config.json");
+        let sha256 = planish_core::hash::sha256_file(&config).map_err(|e| Error::read(&config, e))?;
+        Ok(Self {
+            path_or_repo: Some(dir.display().to_string()),
+            revision: None,
+            config_sha256: Some(sha256),
+            weights_fingerprint: Some(TensorStore::open(dir)?.fingerprint()),
+        })
+    }
 }
 
 /// The scale of one module, folded into its `lora_b`.

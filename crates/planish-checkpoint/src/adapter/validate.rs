@@ -7,18 +7,25 @@ use planish_core::suggest::nearest;
 use planish_tensors::HostTensor;
 
 use super::names::{Leaf, mlx_name, split_block, split_mlx};
-use super::{Adapter, BaseModel, BaseModule, Method, ReadOptions, Refusal};
+use super::{Adapter, AdapterReport, BaseModel, BaseModule, Method, ReadOptions, Refusal, Sidecar};
 use crate::error::{Error, Result};
 
 /// Every module complete, of the right rank, made of finite floats, and part of the base where that is known.
-pub(super) fn check(adapter: &Adapter, options: &ReadOptions<'_>, path: &Path) -> Result<()> {
+pub(super) fn check(
+    adapter: &Adapter,
+    options: &ReadOptions<'_>,
+    path: &Path,
+    report: &mut AdapterReport,
+) -> Result<()> {
     check_values(adapter, path)?;
     let refusal = match adapter.method {
         Method::Full => None,
         Method::Lora | Method::Dora => find_refusal(adapter, options.base).err(),
     };
-    let refusal = refusal.or_else(|| base_mismatch(adapter, options));
-    refusal.map_or(Ok(()), |refusal| Err(Error::refused(path, refusal)))
+    match refusal {
+        Some(refusal) => Err(Error::refused(path, refusal)),
+        None => check_base_identity(&adapter.sidecar, options, path, report),
+    }
 }
 
 fn check_values(adapter: &Adapter, path: &Path) -> Result<()> {
@@ -198,17 +205,45 @@ fn fused_projection(module: &str, base: &BaseModel) -> Option<Refusal> {
     })
 }
 
-fn base_mismatch(adapter: &Adapter, options: &ReadOptions<'_>) -> Option<Refusal> {
-    let expected = adapter.sidecar.base.config_sha256.as_ref()?;
-    let found = options.base?.config_sha256.as_ref()?;
-    if options.force || expected == found {
-        return None;
+/// Whether it was trained on this base, where both are known.
+pub(super) fn check_base_identity(
+    sidecar: &Sidecar,
+    options: &ReadOptions<'_>,
+    path: &Path,
+    report: &mut AdapterReport,
+) -> Result<()> {
+    match base_mismatch(sidecar, options) {
+        None => Ok(()),
+        Some(refusal) if options.note_another_base => {
+            report.notes.push(format!("{}: {refusal}", path.display()));
+            Ok(())
+        }
+        Some(refusal) => Err(Error::refused(path, refusal)),
     }
-    let what = "SHA-256 of config.json".to_string();
-    Some(Refusal::BaseMismatch {
-        what,
-        expected: expected.clone(),
-        found: found.clone(),
+}
+
+/// The first of the marks known of both that differs.
+fn base_mismatch(sidecar: &Sidecar, options: &ReadOptions<'_>) -> Option<Refusal> {
+    let (trained_on, given) = (&sidecar.base, &options.base.filter(|_| !options.force)?.identity);
+    let marks = [
+        (
+            "SHA-256 of config.json",
+            &trained_on.config_sha256,
+            &given.config_sha256,
+        ),
+        (
+            "the fingerprint of the weights",
+            &trained_on.weights_fingerprint,
+            &given.weights_fingerprint,
+        ),
+    ];
+    marks.into_iter().find_map(|(what, expected, found)| {
+        let (expected, found) = (expected.as_ref()?, found.as_ref()?);
+        (expected != found).then(|| Refusal::BaseMismatch {
+            what: what.to_string(),
+            expected: expected.clone(),
+            found: found.clone(),
+        })
     })
 }
 

@@ -4,7 +4,6 @@
 //! `scale · a b` for embeddings; DoRA rescales each row of `W + ΔW` to its magnitude. Rounding to a narrow type, and
 //! above all quantising, can erase a small update: the [`FuseReport`] says per module how much is left.
 
-mod delta;
 mod report;
 mod retention;
 mod source;
@@ -12,4 +11,4 @@ mod stream;
 
 pub use report::{FuseReport, LogitsCheck, ModuleRetention, Verdict};
 pub use retention::Retention;
-pub use stream::{FuseOptions, FuseTarget, MergedModel, export_safetensors, fuse, fuse_checked};
+pub use stream::{FuseOptions, FuseTarget, export_safetensors, fuse, fuse_checked, open_merged, read_update};

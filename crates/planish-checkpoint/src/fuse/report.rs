@@ -41,6 +41,9 @@ pub struct FuseReport {
     pub written: bool,
     /// Shards written.
     pub files: Vec<String>,
+    /// The element type of the base, where floats are stored in f32 because rounding to it would lose an update.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub widened_from: Option<String>,
     /// Median of the cosines; absent when no module changed.
     pub median_cosine: Option<f64>,
     /// Logits of the fused model against those of base and adapter; absent when nobody looked.
@@ -182,6 +185,7 @@ impl FuseReport {
             schema: 1,
             written: false,
             files: Vec::new(),
+            widened_from: None,
             median_cosine,
             logits: None,
             modules,
@@ -230,6 +234,12 @@ impl fmt::Display for FuseReport {
             "median cosine {median}, {} modules, {unchanged} without change",
             self.modules.len()
         )?;
+        if let Some(dtype) = &self.widened_from {
+            write!(
+                f,
+                "\nstored as F32: rounding to {dtype}, the type of the base, would lose much of the update"
+            )?;
+        }
         self.logits.iter().try_for_each(|check| write!(f, "\n{check}"))
     }
 }

@@ -2,20 +2,19 @@ use std::path::Path;
 
 use planish_core::fs::AtomicDir;
 use planish_core::model_config::ModelConfig;
-use planish_tensors::{DEFAULT_SHARD_BYTES, Dtype, HostTensor};
+use planish_tensors::{DEFAULT_SHARD_BYTES, Dtype, HostTensor, LoadRules, ModelWeights, Update};
 
 use super::report::{FuseReport, LogitsCheck};
-use super::source::Source;
-use crate::adapter::{Adapter, BaseModel, Method, ReadOptions, Refusal};
+use super::source::{Source, read_config};
+use crate::adapter::{BaseModel, Method, ReadOptions, Refusal, Trained};
 use crate::error::{Error, Result};
-
-/// The report in the folder of a fused model.
-pub(super) const REPORT_FILE: &str = "fuse_report.json";
+use crate::model_files::REPORT_FILE;
 
 /// How the fused weights are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FuseTarget {
-    /// As floats: those of the base, or of the scales where the base is quantised, which then is no longer.
+    /// As floats: of the type of the base, or of the scales where the base is quantised, which then is no longer; f32 where
+    /// that would lose an update and no type was chosen.
     #[default]
     Float,
     /// Quantised again, the adapted modules to this many bits; the others stay as they are.
@@ -32,11 +31,11 @@ pub struct FuseOptions {
     pub target: FuseTarget,
     /// Report without writing.
     pub dry_run: bool,
-    /// Write a quantised model although it lost much of the update.
+    /// Write a quantised or rounded model although it lost much of the update.
     pub accept_loss: bool,
     /// Go on although the adapter is all zeros, or of another base.
     pub force: bool,
-    /// Element type of the floats: `F32`, `F16` or `BF16`; that of the base when absent.
+    /// Element type of the floats: `F32`, `F16` or `BF16`; when absent that of the base, or f32 where it would lose an update.
     pub dtype: Option<Dtype>,
     /// Largest shard in bytes; 5 GB when absent.
     pub max_shard_bytes: Option<u64>,
@@ -46,8 +45,8 @@ pub struct FuseOptions {
 /// `fuse_report.json`. The folder appears whole or not at all.
 ///
 /// # Errors
-/// Those of [`Adapter::read`] and [`TensorStore::open`](planish_tensors::TensorStore::open); [`Error::AdapterRefused`] with
-/// [`Refusal::EmptyAdapter`] for an update of zeros; [`Error::FuseLoss`] when quantising would lose a module's update;
+/// Those of [`Trained::read`] and [`TensorStore::open`](planish_tensors::TensorStore::open); [`Error::AdapterRefused`] with
+/// [`Refusal::EmptyAdapter`] for an update of zeros; [`Error::FuseLoss`] when quantising, or rounding to a chosen type, would lose a module's update;
 /// [`Error::TooLarge`] for a number too large for the type; [`Error::Quantization`]; [`Error::Write`] also when `out`
 /// exists and is not empty.
 pub fn fuse(model_dir: &Path, adapter_dir: &Path, out: &Path, options: &FuseOptions) -> Result<FuseReport> {
@@ -88,61 +87,45 @@ pub fn export_safetensors(
     write(open(model_dir, adapter_dir, options)?, out, options, |_| Ok(None))
 }
 
-/// A model with an adapter folded in, tensor by tensor in f32: for writers of other formats.
-pub struct MergedModel {
-    source: Source,
-}
-
-impl MergedModel {
-    /// Opens base and adapter; checks both as [`fuse`] does.
-    ///
-    /// # Errors
-    /// As [`fuse`].
-    pub fn open(model_dir: &Path, adapter_dir: Option<&Path>, force: bool) -> Result<Self> {
-        let options = FuseOptions {
-            force,
-            ..FuseOptions::default()
-        };
-        let source = open(model_dir, adapter_dir, &options)?;
-        Ok(Self { source })
-    }
-
-    /// The configuration, without the quantisation of the base.
-    pub fn config(&self) -> ModelConfig {
-        self.source.float_config()
-    }
-
-    /// Names and shapes of all tensors.
-    pub fn shapes(&self) -> std::collections::BTreeMap<String, Vec<usize>> {
-        self.source.float_shapes()
-    }
-
-    /// A tensor with the update in it, dequantised, not rounded.
-    ///
-    /// # Errors
-    /// [`Error::NoTensor`]; [`Error::NotFloat`].
-    pub fn to_f32(&self, name: &str) -> Result<Vec<f32>> {
-        self.source.merged_f32(name)
-    }
+/// The weights of a model with an adapter merged in, for writers of other formats, and its configuration without the
+/// quantisation of the base.
+///
+/// # Errors
+/// Those of [`read_update`] and [`ModelWeights::open`].
+pub fn open_merged(model_dir: &Path, adapter_dir: Option<&Path>, force: bool) -> Result<(ModelConfig, ModelWeights)> {
+    let config = read_config(model_dir)?;
+    let (weights, _) = ModelWeights::open(model_dir, &config, &LoadRules::default())?;
+    let weights = weights.with_update(read_update(model_dir, adapter_dir, force)?)?;
+    let quantization = None;
+    Ok((ModelConfig { quantization, ..config }, weights))
 }
 
 fn open(model_dir: &Path, adapter_dir: Option<&Path>, options: &FuseOptions) -> Result<Source> {
-    let base = BaseModel::open(model_dir)?;
-    let adapter = match adapter_dir {
-        Some(dir) => {
-            let read = ReadOptions {
-                base: Some(&base),
-                trust_shapes: false,
-                force: options.force,
-            };
-            let (adapter, _) = Adapter::read(dir, &read)?;
-            refuse_nothing(&adapter, options).map_err(|refusal| Error::refused(dir, refusal))?;
-            adapter
-        }
-        // Without tensors it adapts no module.
-        None => Adapter::new(Method::Lora, 1, 1.0, 0.0),
+    let mut source = Source::open(model_dir, read_update(model_dir, adapter_dir, options.force)?, options)?;
+    source.keep_the_update()?;
+    Ok(source)
+}
+
+/// What an adapter changes in its base; nothing without one.
+///
+/// # Errors
+/// Those of [`Trained::read`]; [`Error::AdapterRefused`] with [`Refusal::EmptyAdapter`] for an update of zeros, unless `force`;
+/// [`planish_tensors::Error::UpdateShape`].
+pub fn read_update(model_dir: &Path, adapter_dir: Option<&Path>, force: bool) -> Result<Update> {
+    let Some(dir) = adapter_dir else {
+        return Ok(Update::default());
     };
-    Source::open(model_dir, adapter, base, options)
+    let base = BaseModel::open(model_dir)?;
+    let read = ReadOptions {
+        base: Some(&base),
+        force,
+        ..ReadOptions::default()
+    };
+    let (trained, _) = Trained::read(dir, &read)?;
+    if !force {
+        refuse_nothing(&trained).map_err(|refusal| Error::refused(dir, refusal))?;
+    }
+    trained.into_update(&base)
 }
 
 fn write<E: From<Error>>(
@@ -187,13 +170,13 @@ fn refuse_other_logits(report: &FuseReport, options: &FuseOptions) -> Result<()>
     }
 }
 
-fn refuse_nothing(adapter: &Adapter, options: &FuseOptions) -> Result<(), Refusal> {
-    if adapter.method == Method::Full {
-        return Err(Refusal::FullAsAdapter);
-    }
+fn refuse_nothing(trained: &Trained) -> Result<(), Refusal> {
+    let Trained::LowRank(adapter) = trained else {
+        return Ok(());
+    };
     let is_zero = |tensor: &HostTensor| tensor.to_f32().is_ok_and(|values| values.iter().all(|v| *v == 0.0));
     let mut updates = adapter.tensors.iter().filter(|(name, _)| name.ends_with(".lora_b"));
-    if adapter.method == Method::Lora && !options.force && updates.all(|(_, tensor)| is_zero(tensor)) {
+    if adapter.method == Method::Lora && updates.all(|(_, tensor)| is_zero(tensor)) {
         return Err(Refusal::EmptyAdapter {
             reason: "every lora_b is zero: there is nothing to fuse".to_string(),
         });

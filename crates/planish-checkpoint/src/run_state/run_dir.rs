@@ -37,6 +37,7 @@ use crate::error::{Error, Result};
 /// ```
 pub struct RunDir {
     root: PathBuf,
+    pub(super) base: Option<PathBuf>,
     hook: Option<Hook>,
     // Let go last.
     _lock: RunLock,
@@ -63,6 +64,7 @@ impl RunDir {
         let lock = RunLock::take(root)?;
         let run = Self {
             root: root.to_path_buf(),
+            base: None,
             hook: None,
             _lock: lock,
         };
@@ -76,6 +78,12 @@ impl RunDir {
     /// The output directory.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The folder of the model that is trained: checkpoints of a full fine-tune get its configuration and tokenizer, so
+    /// that each is a model folder.
+    pub fn set_base(&mut self, base: &Path) {
+        self.base = Some(base.to_path_buf());
     }
 
     /// Where the checkpoints lie.

@@ -2,15 +2,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use planish_core::fs::{sync_dir, write_atomic};
-use planish_tensors::{self as tensors, DEFAULT_SHARD_BYTES, INDEX_FILE, ShardWriter, TensorInfo};
+use planish_tensors::{self as tensors, INDEX_FILE};
 
 use super::manifest::{MANIFEST_FILE, Manifest};
 use super::run_dir::RunDir;
 use super::search::{Checkpoint, OPTIMIZER_FILE, STATE_FILE, Verify};
 use super::state::RunState;
 use super::{pointer, search};
-use crate::adapter::{Adapter, MLX_TENSOR_FILE, Method};
+use crate::adapter::{MLX_TENSOR_FILE, Method};
 use crate::error::{Error, Result};
+use crate::model_files;
 
 /// Which checkpoints are kept. The best one always is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +116,10 @@ impl RunDir {
     /// Every file flushed, the manifest last, then the directory itself.
     fn write_files(&self, dir: &Path, checkpoint: &Checkpoint) -> Result<Manifest> {
         self.at("before the trained tensors", dir)?;
-        write_trained(&checkpoint.adapter, dir)?;
+        checkpoint.adapter.write(dir)?;
+        if let (Method::Full, Some(base)) = (checkpoint.adapter.method, &self.base) {
+            model_files::copy(base, dir, checkpoint.adapter.dtype())?;
+        }
         self.at("after the trained tensors", dir)?;
         tensors::write(&dir.join(OPTIMIZER_FILE), &checkpoint.optimizer, &BTreeMap::new())?;
         self.at("after the optimizer", dir)?;
@@ -179,23 +183,4 @@ impl RunDir {
         }
         Ok(steps)
     }
-}
-
-/// The adapter as mlx-lm reads it, or the weights of a full fine-tune in shards.
-fn write_trained(adapter: &Adapter, dir: &Path) -> Result<()> {
-    if adapter.method != Method::Full {
-        return adapter.write_mlx_lm(dir);
-    }
-    let infos = adapter
-        .tensors
-        .iter()
-        .map(|(name, tensor)| TensorInfo::from(&tensor.view(name)))
-        .collect();
-    let mut writer = ShardWriter::create(dir, infos, DEFAULT_SHARD_BYTES)?;
-    while let Some(next) = writer.next_tensor() {
-        let tensor = &adapter.tensors[&next.name];
-        writer.write_next(&tensor.bytes)?;
-    }
-    writer.finish()?;
-    adapter.write_config(dir)
 }

@@ -7,7 +7,7 @@ use planish_tensors::{HostTensor, TensorStore};
 use super::manifest::{MANIFEST_FILE, Manifest};
 use super::pointer;
 use super::state::RunState;
-use crate::adapter::{Adapter, Method, ReadOptions};
+use crate::adapter::{Adapter, ReadOptions};
 use crate::error::{Error, Result};
 
 pub(super) const STATE_FILE: &str = "state.json";
@@ -45,7 +45,7 @@ impl Checkpoint {
             path: dir.to_path_buf(),
             problem,
         };
-        for needed in [STATE_FILE, OPTIMIZER_FILE, crate::adapter::CONFIG_FILE] {
+        for needed in [STATE_FILE, OPTIMIZER_FILE, crate::adapter::SIDECAR_FILE] {
             if !manifest.files.iter().any(|file| file.name == needed) {
                 return Err(broken(format!("{MANIFEST_FILE} does not list {needed}")));
             }
@@ -63,7 +63,7 @@ impl Checkpoint {
             )));
         }
         Ok(Self {
-            adapter: read_trained(dir)?,
+            adapter: Adapter::read(dir, &ReadOptions::default())?.0,
             optimizer: read_all(&dir.join(OPTIMIZER_FILE))?,
             state,
         })
@@ -82,20 +82,6 @@ impl RunState {
             Self::from_json(&std::fs::read(&path).ok()?, &path).ok()
         })
     }
-}
-
-/// The adapter, or the weights of a full fine-tune, which lie in shards.
-fn read_trained(dir: &Path) -> Result<Adapter> {
-    if !dir.join(planish_tensors::INDEX_FILE).exists() {
-        return Ok(Adapter::read(dir, &ReadOptions::default())?.0);
-    }
-    let mut adapter = Adapter::new(Method::Full, 0, 0.0, 0.0);
-    adapter.tensors = read_all(dir)?;
-    if let Some(sidecar) = crate::adapter::Sidecar::read(dir)? {
-        adapter.n_adapted_layers = sidecar.layers.unwrap_or(adapter.n_adapted_layers);
-        adapter.sidecar = sidecar;
-    }
-    Ok(adapter)
 }
 
 fn read_all(path: &Path) -> Result<BTreeMap<String, HostTensor>> {

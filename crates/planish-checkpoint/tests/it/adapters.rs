@@ -4,7 +4,7 @@ use std::path::Path;
 
 use planish_checkpoint::Error;
 use planish_checkpoint::adapter::{
-    Adapter, AdapterReport, BaseModel, BaseModule, Format, Method, ReadOptions, Refusal, convert,
+    Adapter, AdapterReport, BaseModel, BaseModule, Format, Method, ReadOptions, Refusal, SidecarBase, convert,
 };
 use planish_tensors::{self as tensors, Dtype, HostTensor, TensorStore};
 use proptest::prelude::*;
@@ -14,6 +14,7 @@ const PLAIN: ReadOptions<'static> = ReadOptions {
     base: None,
     trust_shapes: false,
     force: false,
+    note_another_base: false,
 };
 
 /// Values that differ from each other and are exact in every element type.
@@ -57,8 +58,8 @@ fn base() -> BaseModel {
         n_layers: 4,
         tied_head: false,
         modules,
-        config_sha256: None,
-        path_or_repo: None,
+        identity: SidecarBase::default(),
+        folder: None,
     }
 }
 
@@ -539,7 +540,7 @@ fn err_lora_bias() {
 
 #[test]
 fn err_residual_init() {
-    for init in ["pissa", "pissa_niter_16", "olora", "eva", "corda", "loftq", "lora_ga"] {
+    for init in ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga"] {
         check_peft_config_refusal("residual-init", json!({"init_lora_weights": init}));
     }
 }
@@ -786,7 +787,10 @@ fn err_empty_adapter() {
 #[test]
 fn err_base_mismatch_unless_forced() {
     let base = BaseModel {
-        config_sha256: Some("bb".to_string()),
+        identity: SidecarBase {
+            config_sha256: Some("bb".to_string()),
+            ..SidecarBase::default()
+        },
         ..base()
     };
     let dir = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use planish_checkpoint::Error;
 use planish_checkpoint::adapter::{Adapter, Method};
 use planish_checkpoint::fuse::{
-    FuseOptions, FuseTarget, LogitsCheck, MergedModel, Retention, Verdict, export_safetensors, fuse, fuse_checked,
+    FuseOptions, FuseTarget, LogitsCheck, Retention, Verdict, export_safetensors, fuse, fuse_checked, open_merged,
 };
 use planish_core::model_config::ModelConfig;
 use planish_tensors::{self as tensors, Affine, Dtype, HostTensor, LoadRules, TensorStore, dequantize, quantize};
@@ -251,7 +251,13 @@ fn quantised_base_is_dequantised_by_default() {
     // A module without an adapter is the base's, dequantised.
     let base = TensorStore::open(&case.path("model")).unwrap();
     let name = "model.layers.0.mlp.down_proj";
-    let expect = dequantize(&Affine::of_module(&base, name).unwrap(), 4).unwrap();
+    let part = |leaf: &str| base.require(&format!("{name}.{leaf}")).unwrap().to_host();
+    let packed = Affine {
+        weight: part("weight"),
+        scales: part("scales"),
+        biases: part("biases"),
+    };
+    let expect = dequantize(&packed, 4).unwrap();
     let expect = HostTensor::from_f32_as(Dtype::BF16, &[64, 128], &expect).unwrap();
     assert_eq!(out.require(&format!("{name}.weight")).unwrap().to_host(), expect);
 }
@@ -356,18 +362,17 @@ fn export_merges_before_it_rounds() {
     };
     let (model, adapter) = (case.path("model"), case.path("adapter"));
     export_safetensors(&model, Some(&adapter), &case.path("out"), &options).unwrap();
-    let merged = MergedModel::open(&model, Some(&adapter), false).unwrap();
-    assert_eq!(merged.config().quantization, None);
+    let (config, merged) = open_merged(&model, Some(&adapter), false).unwrap();
+    assert_eq!(config.quantization, None);
     let (out, _) = case.output();
-    let shapes = merged.shapes();
-    assert_eq!(shapes.len(), out.iter().count());
-    for (name, shape) in shapes {
-        let expect = HostTensor::from_f32_as(Dtype::F16, &shape, &merged.to_f32(&name).unwrap()).unwrap();
-        assert_eq!(out.require(&name).unwrap().to_host(), expect, "{name}");
+    assert_eq!(merged.names().count(), out.iter().count());
+    for name in merged.names() {
+        let shape = merged.shape(name).unwrap();
+        let expect = HostTensor::from_f32_as(Dtype::F16, shape, &merged.all(name).unwrap()).unwrap();
+        assert_eq!(out.require(name).unwrap().to_host(), expect, "{name}");
     }
-    let base = TensorStore::open(&model).unwrap();
-    let plain = dequantize(&Affine::of_module(&base, UP).unwrap(), 4).unwrap();
-    assert_ne!(merged.to_f32(&format!("{UP}.weight")).unwrap(), plain);
+    let up = format!("{UP}.weight");
+    assert_ne!(merged.all(&up).unwrap(), merged.base(&up).unwrap());
 }
 
 #[test]

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::data::{self, Text};
 use crate::model::ModelArgs;
+use crate::model_path::require_model;
 use crate::output;
 
 /// Measure the loss and perplexity of a model on a file
@@ -27,6 +28,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    require_model(&args.model.model)?;
     let text = Text::of_model(&args.model.model)?;
     let model = args.model.load()?;
     let max_seq_length = data::max_seq_length(None, model.config().max_position_embeddings)?;

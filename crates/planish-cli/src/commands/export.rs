@@ -1,9 +1,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use planish_checkpoint::adapter::{Adapter, BaseModel, ReadOptions};
 use planish_data::Tokenizer;
-use planish_export::weights::AdapterDelta;
 
 use super::{export_coreai, export_coreml, export_gguf, export_safetensors};
 
@@ -36,17 +34,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Target::Coreml(args) => export_coreml::run(args),
         Target::Coreai(args) => export_coreai::run(args),
     }
-}
-
-/// The update of an adapter that is merged on the way.
-pub(super) fn read_adapter(model: &Path, dir: &Path) -> Result<AdapterDelta> {
-    let base = BaseModel::open(model)?;
-    let read = ReadOptions {
-        base: Some(&base),
-        ..ReadOptions::default()
-    };
-    let (adapter, _) = Adapter::read(dir, &read)?;
-    AdapterDelta::from_adapter(&adapter).with_context(|| format!("{} does not fit", dir.display()))
 }
 
 /// Token ids of the user's text.

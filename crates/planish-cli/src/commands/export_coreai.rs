@@ -3,23 +3,28 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use planish_checkpoint::fuse::read_update;
 use planish_core::units::{format_bytes, format_duration};
 use planish_data::Tokenizer;
-use planish_export::weights::{AdapterDelta, WeightFormat};
+use planish_export::weights::WeightFormat;
 use planish_export::{CoreAiOptions, CoreAiReport, export_coreai};
 
-use super::export::{prompt, read_adapter, read_text};
+use super::export::{prompt, read_text};
+use crate::model_path::require_model;
 use crate::output;
 
 /// Write a Core AI asset, for macOS, iOS, iPadOS and visionOS 27
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder of the model in the Hugging Face layout
+    /// Folder of the model in the Hugging Face layout; MLX's quantised weights are dequantised
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Folder of an adapter, in mlx-lm's or PEFT's layout; it is merged before rounding
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
+    /// Go on although the adapter changes nothing, or was made for another model
+    #[arg(long, requires = "adapter")]
+    force: bool,
     /// NAME.aimodel for the asset alone; any other name for the bundle that Apple's engines load; must not exist
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
@@ -41,6 +46,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    require_model(&args.model)?;
     let text = args
         .text
         .as_deref()
@@ -54,12 +60,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         end_tokens: end_tokens(&args.model),
         check: args.check,
     };
-    let delta = match &args.adapter {
-        Some(dir) => read_adapter(&args.model, dir)?,
-        None => AdapterDelta::default(),
-    };
+    let update = read_update(&args.model, args.adapter.as_deref(), args.force)?;
     let start = Instant::now();
-    let report = export_coreai(&args.model, delta, &args.out, &options)?;
+    let report = export_coreai(&args.model, update, &args.out, &options)?;
     let elapsed = start.elapsed();
     if args.json {
         let mut json = serde_json::to_value(&report)?;

@@ -3,22 +3,27 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use planish_checkpoint::fuse::read_update;
 use planish_core::units::{format_bytes, format_duration};
-use planish_export::weights::{AdapterDelta, WeightFormat};
+use planish_export::weights::WeightFormat;
 use planish_export::{CacheMode, ExportOptions, ExportReport, Layout, export};
 
-use super::export::{prompt, read_adapter, read_text};
+use super::export::{prompt, read_text};
+use crate::model_path::require_model;
 use crate::output;
 
 /// Write Core ML packages, for the Neural Engine and the GPU of Apple devices
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder of the model in the Hugging Face layout
+    /// Folder of the model in the Hugging Face layout; MLX's quantised weights are dequantised
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Folder of an adapter, in mlx-lm's or PEFT's layout; it is merged before rounding
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
+    /// Go on although the adapter changes nothing, or was made for another model
+    #[arg(long, requires = "adapter")]
+    force: bool,
     /// Keep the adapter beside the base weights, in functions infer_NAME and prefill_NAME
     #[arg(long, value_name = "NAME", requires = "adapter")]
     keep_adapter: Option<String>,
@@ -64,13 +69,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    require_model(&args.model)?;
     let options = options(args)?;
-    let delta = match &args.adapter {
-        Some(dir) => read_adapter(&args.model, dir)?,
-        None => AdapterDelta::default(),
-    };
+    let update = read_update(&args.model, args.adapter.as_deref(), args.force)?;
     let start = Instant::now();
-    let report = export(&args.model, delta, &args.out, &options)?;
+    let report = export(&args.model, update, &args.out, &options)?;
     let elapsed = start.elapsed();
     if args.json {
         let mut json = serde_json::to_value(&report)?;

@@ -1,13 +1,12 @@
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use planish_checkpoint::fuse::MergedModel;
+use planish_checkpoint::fuse::open_merged;
 use planish_core::units::format_bytes;
-use planish_hub::Error as HubError;
-use planish_hub::gguf::{ExportFormat, WeightReader, WeightSource, export_gguf_from};
+use planish_hub::gguf::{ExportFormat, export_gguf};
 
+use crate::model_path::require_model;
 use crate::output::{self, WorkBar};
 
 /// Write a GGUF file for llama.cpp, with tokenizer and chat template
@@ -31,35 +30,16 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let model = Merged(MergedModel::open(&args.model, args.adapter.as_deref(), args.force)?);
-    let config = model.0.config();
+    require_model(&args.model)?;
+    let (config, weights) = open_merged(&args.model, args.adapter.as_deref(), args.force)?;
     let mut bar = WorkBar::new();
-    let report = export_gguf_from(&args.model, &config, &model, &args.out, args.format, &mut bar)?;
+    let report = export_gguf(&args.model, &config, &weights, &args.out, args.format, &mut bar)?;
     for note in &report.notes {
         output::note(note);
     }
     let size = format_bytes(report.bytes);
     output::note(&format!("{} tensors as {}, {size}", report.n_tensors, args.format));
     output::line(&report.file.display().to_string())
-}
-
-/// The model as the writer wants it.
-struct Merged(MergedModel);
-
-impl WeightSource for Merged {
-    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
-        self.0.shapes()
-    }
-
-    fn reader(&self, name: &str) -> Result<WeightReader<'_>, HubError> {
-        let values = self
-            .0
-            .to_f32(name)
-            .map_err(|error| HubError::Weights(Box::new(error)))?;
-        Ok(Box::new(move |first, out| {
-            out.copy_from_slice(&values[first..first + out.len()])
-        }))
-    }
 }
 
 fn format_parser() -> impl TypedValueParser<Value = ExportFormat> {

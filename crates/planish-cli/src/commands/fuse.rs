@@ -1,13 +1,14 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use planish_checkpoint::fuse::{FuseOptions, FuseReport, FuseTarget, Verdict, fuse, fuse_checked};
+use planish_checkpoint::fuse::{FuseOptions, FuseReport, FuseTarget, fuse, fuse_checked};
 use planish_core::run_config::BackendDevice;
 use planish_tensors::Dtype;
 
 use super::export_safetensors::dtype_parser;
 use crate::failure::usage;
 use crate::fused_logits::FusedLogits;
+use crate::model_path::require_model;
 use crate::{model, output};
 
 /// Fold an adapter into its model
@@ -28,7 +29,7 @@ pub(crate) struct Args {
     /// Quantise adapted layers of a quantised model again, to this many bits
     #[arg(long, value_name = "N")]
     bits: Option<usize>,
-    /// Element type of all floats [default: that of the model]; f32 keeps every update
+    /// Element type of all floats [default: that of the model, or f32 where that would lose the update]
     #[arg(long, value_name = "TYPE", conflicts_with = "bits", value_parser = dtype_parser())]
     dtype: Option<Dtype>,
     /// Report what would be left of the update, and write nothing
@@ -49,6 +50,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    require_model(&args.model)?;
     let target = match args.bits {
         Some(bits) => FuseTarget::Quantized { bits: Some(bits) },
         None => FuseTarget::Float,
@@ -67,26 +69,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         fuse_with_logits(args, &options)?
     };
     output::note(&report.to_string());
-    warn_about_rounding(&report, args.bits.is_none());
     if report.written {
         output::line(&args.out.display().to_string())
     } else {
         Ok(())
-    }
-}
-
-/// A 16-bit model is written although it rounds a small update away: said, not refused, since its logits are compared.
-fn warn_about_rounding(report: &FuseReport, is_float: bool) {
-    let lossy = report
-        .modules
-        .iter()
-        .filter(|module| module.verdict == Verdict::Fail)
-        .count();
-    if is_float && lossy > 0 {
-        let of = report.modules.len();
-        output::note(&format!(
-            "warning: rounding takes much of the update in {lossy} of {of} modules; --dtype f32 keeps it"
-        ));
     }
 }
 

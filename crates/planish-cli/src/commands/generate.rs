@@ -8,6 +8,7 @@ use planish_nn::generate::{GenerateOptions, generate};
 use serde_json::json;
 
 use crate::model::ModelArgs;
+use crate::model_path::require_model;
 use crate::output;
 
 /// Continue a prompt, or answer it as a chat turn
@@ -42,6 +43,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    require_model(&args.model.model)?;
     let tokenizer = Tokenizer::from_dir(&args.model.model)?;
     let prompt = prompt_ids(args, &tokenizer)?;
     let model = args.model.load_to_generate()?;

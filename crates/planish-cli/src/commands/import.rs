@@ -2,8 +2,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use planish_core::units::format_bytes;
-use planish_hub::{Dtype, gguf};
+use planish_hub::gguf;
+use planish_tensors::Dtype;
 
+use super::export_safetensors::dtype_parser;
 use crate::output::{self, WorkBar};
 
 /// Convert a GGUF file into a Hugging Face folder
@@ -14,8 +16,8 @@ pub(crate) struct Args {
     /// Folder to write; must not exist, or be empty
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// How to store the weights: bf16, f16 or f32
-    #[arg(long, default_value = "bf16")]
+    /// How to store the weights
+    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = dtype_parser())]
     dtype: Dtype,
 }
 
@@ -32,7 +34,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         types.join(", "),
         report.n_parameters as f64 / 1e6,
         report.dtype,
-        format_bytes(report.n_parameters * report.dtype.item_bytes() as u64),
+        format_bytes(report.n_parameters * report.dtype.size() as u64),
     ));
     output::line(&report.folder.display().to_string())
 }

@@ -7,6 +7,7 @@ use planish_nn::AttentionMask;
 use planish_tensors::{self as tensors, HostTensor};
 
 use crate::model::ModelArgs;
+use crate::model_path::require_model;
 
 /// Write a model's logits for given tokens, to compare with other implementations
 #[derive(clap::Args)]
@@ -22,6 +23,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    require_model(&args.model.model)?;
     let model = args.model.load()?;
     let ids = model.token_array(&[&args.tokens])?;
     let hidden = model.hidden(&ids, &AttentionMask::Causal, None)?;

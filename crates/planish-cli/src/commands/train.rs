@@ -24,6 +24,7 @@ use crate::data::{self, Text};
 use crate::failure::{Interrupted, usage};
 use crate::kernels;
 use crate::model::{self, DeviceInUse};
+use crate::model_path::require_model;
 use crate::output;
 use crate::train_view::TrainView;
 
@@ -122,6 +123,7 @@ fn input_words() -> PossibleValuesParser {
 
 fn train(config: &RunConfig, resume: Resume, accepted: &[Input], signal: &Arc<AtomicI32>) -> Result<Summary> {
     let model_dir = required(&config.model.path, "--model", "model.path")?;
+    require_model(model_dir)?;
     let data_path = required(&config.data.path, "--data", "data.path")?;
     let out = required(&config.train.out, "--out", "train.out")?;
 
@@ -150,6 +152,7 @@ fn train(config: &RunConfig, resume: Resume, accepted: &[Input], signal: &Arc<At
         .stop(&stop_on_signals(signal)?)
         .resume(resume)
         .accept_changed(accepted)
+        .base(model_dir)
         .identity(identity(model_dir, &text, now)?);
     setup = setup.context(Map::from_iter([
         (

@@ -1,9 +1,13 @@
 //! `fuse` and `export`: what leaves the program says what base and adapter say.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use planish_checkpoint::adapter::Method;
-use planish_tensors::{Dtype, TensorStore};
+use planish_core::model_config::ModelConfig;
+use planish_tensors::{self as tensors, Dtype, HostTensor, TensorStore};
 use serde_json::Value;
 
 use crate::adapters::{difference, logits, with_adapter, write_quantized};
@@ -82,38 +86,63 @@ fn cli_fuse_refuses_to_lose_the_update_and_says_how_not_to() {
     assert!(quantised > 10.0 * dequantised, "{quantised} {dequantised}");
 }
 
-/// An update far below the precision of bf16: written with a warning, and kept by f32.
+/// An update far below the precision of bf16: a bf16 base becomes an f32 model that keeps it, and bf16 must be asked for twice.
 #[test]
-fn cli_fuse_warns_where_bf16_rounds_the_update_away() {
+fn cli_fuse_keeps_an_update_that_bf16_would_round_away() {
     let (dir, adapter) = with_adapter(Method::Lora, 1e-5);
-    let (model, out) = (tiny_model(), dir.path().join("fused"));
-    let fuse = |dtype: &str| {
-        let args = [
-            "fuse",
-            "--model",
-            text(&model),
-            "--adapter",
-            text(&adapter),
-            "--out",
-            text(&out),
-            "--dtype",
-            dtype,
-        ];
-        let ran = planish(&args);
+    let (base, model) = (tiny_model(), dir.path().join("bf16"));
+    planish(&[
+        "export",
+        "safetensors",
+        "--model",
+        text(&base),
+        "--out",
+        text(&model),
+        "--dtype",
+        "bf16",
+    ])
+    .success();
+    for command in [&["fuse"][..], &["export", "safetensors"]] {
+        let out = dir.path().join("fused");
+        let write = |more: &[&str]| {
+            let args = [
+                "--model",
+                text(&model),
+                "--adapter",
+                text(&adapter),
+                "--out",
+                text(&out),
+            ];
+            planish(&[command, &args, more].concat())
+        };
+        let refused = write(&["--dtype", "bf16"]);
+        let says_how = ["rounding to BF16 loses the update", "--dtype f32", "--accept-loss"];
+        assert!(
+            says_how.iter().all(|word| refused.stderr.contains(word)),
+            "{}",
+            refused.stderr
+        );
+        assert!(refused.code == Some(1) && !out.exists());
+
+        let kept = write(&[]);
+        assert!(
+            kept.code == Some(0) && kept.stderr.contains("stored as F32"),
+            "{}",
+            kept.stderr
+        );
+        assert!(!kept.stderr.contains("fail"), "{}", kept.stderr);
+        let dtype = TensorStore::open(&out)
+            .unwrap()
+            .require("model.norm.weight")
+            .unwrap()
+            .dtype;
+        assert_eq!(dtype, Dtype::F32);
         std::fs::remove_dir_all(&out).unwrap();
-        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
-        ran.stderr
-    };
-    let rounded = fuse("bf16");
-    assert!(
-        rounded.contains("warning: rounding takes much") && rounded.contains("--dtype f32"),
-        "{rounded}"
-    );
-    let kept = fuse("f32");
-    assert!(!kept.contains("warning:"), "{kept}");
+        write(&["--dtype", "bf16", "--accept-loss"]).success();
+        std::fs::remove_dir_all(&out).unwrap();
+    }
 }
 
-/// The affine form is computed with as it is; dequantised it says the same.
 #[test]
 fn cli_quantised_base_answers_as_its_dequantised_export() {
     for bits in [4, 8] {
@@ -270,4 +299,56 @@ fn cli_export_of_a_broken_shard_leaves_nothing() {
 fn template(dir: &Path) -> Value {
     let config = std::fs::read(dir.join("tokenizer_config.json")).unwrap();
     serde_json::from_slice::<Value>(&config).unwrap()["chat_template"].clone()
+}
+
+/// A model of 180 MB without a thought in it, whose export takes a while.
+fn write_large_model(dir: &Path) {
+    let model = copy_of_the_model(dir);
+    let mut config: Value = serde_json::from_slice(&std::fs::read(model.join("config.json")).unwrap()).unwrap();
+    for (key, value) in [
+        ("hidden_size", 1024),
+        ("intermediate_size", 2816),
+        ("num_attention_heads", 32),
+    ] {
+        config[key] = value.into();
+    }
+    std::fs::write(model.join("config.json"), config.to_string()).unwrap();
+    let config = ModelConfig::from_file(&model.join("config.json")).unwrap();
+    let specs = config.expected_tensors().into_iter();
+    let zeros = specs.map(|spec| (spec.name, HostTensor::zeros(Dtype::F32, &spec.shape)));
+    tensors::write(&model.join("model.safetensors"), &zeros.collect(), &BTreeMap::new()).unwrap();
+}
+
+#[test]
+fn cli_export_that_is_told_to_end_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    write_large_model(dir.path());
+    let (model, out) = (dir.path().join("model"), dir.path().join("out"));
+    std::fs::create_dir(&out).unwrap();
+    let left = || std::fs::read_dir(&out).unwrap().count();
+    for (command, file) in [("gguf", "m.gguf"), ("safetensors", "m")] {
+        for (signal, code) in [("-TERM", 143), ("-INT", 130), ("-HUP", 129)] {
+            let mut child = Command::new(env!("CARGO_BIN_EXE_planish"))
+                .args([
+                    "export",
+                    command,
+                    "--model",
+                    text(&model),
+                    "--out",
+                    text(&out.join(file)),
+                ])
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            while left() == 0 && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Command::new("kill")
+                .args([signal, &child.id().to_string()])
+                .status()
+                .unwrap();
+            assert_eq!(child.wait().unwrap().code(), Some(code), "{command} {signal}");
+            assert_eq!(left(), 0, "{command} {signal}");
+        }
+    }
 }

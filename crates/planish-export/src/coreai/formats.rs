@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use planish_core::model_config::ModelConfig;
+use planish_tensors::ModelWeights;
 
 use crate::{
     Result,
     reference::TIED_HEAD,
-    weights::{Importance, Rows, WeightFormat, WeightSource, compress, restore, row_quantum},
+    weights::{Importance, Rows, WeightFormat, compress, restore, row_quantum},
 };
 
 /// The form of every weight of a model.
@@ -47,7 +48,7 @@ impl Formats {
 
 /// Weights as the asset holds them, restored in exact arithmetic.
 pub(crate) struct Stored<'a> {
-    pub(crate) source: &'a WeightSource<'a>,
+    pub(crate) source: &'a ModelWeights,
     pub(crate) formats: &'a Formats,
     pub(crate) importance: &'a Importance,
     /// Vectors that are kept whole, by name.
@@ -56,15 +57,15 @@ pub(crate) struct Stored<'a> {
 
 impl Rows for Stored<'_> {
     fn shape(&self, tensor: &str) -> Result<&[usize]> {
-        self.source.shape(self.name(tensor))
+        Rows::shape(self.source, self.name(tensor))
     }
 
     fn rows(&self, tensor: &str, rows: Range<usize>) -> Result<Vec<f32>> {
         let tensor = self.name(tensor);
-        let shape = self.source.shape(tensor)?;
+        let shape = Rows::shape(self.source, tensor)?;
         let (total, columns) = (shape[0], shape[1..].iter().product::<usize>());
         if self.whole.iter().any(|name| name == tensor) {
-            return self.source.rows(tensor, rows);
+            return Rows::rows(self.source, tensor, rows);
         }
         let format = if shape.len() == 2 {
             self.formats.of(tensor)
@@ -73,7 +74,7 @@ impl Rows for Stored<'_> {
         };
         let quantum = row_quantum(total, format);
         let wide = rows.start / quantum * quantum..rows.end.next_multiple_of(quantum).min(total);
-        let values = self.source.rows(tensor, wide.clone())?;
+        let values = Rows::rows(self.source, tensor, wide.clone())?;
         let module = tensor.strip_suffix(".weight").unwrap_or(tensor);
         let importance = self.importance.get(module).map(Vec::as_slice);
         let packed = compress(&values, columns, total, format, importance);

@@ -15,16 +15,16 @@ use std::{
 use coreai_asset::AssetWriter;
 use planish_core::{
     arch::{Mixer, Norm, NormKind},
-    fs::AtomicDir,
+    fs::{AtomicDir, write_atomic},
     model_config::{ModelConfig, TensorSpec},
 };
-use planish_tensors::{self as tensors, HostTensor, TensorStore};
+use planish_tensors::{self as tensors, HostTensor, ModelWeights, Update};
 use serde::Serialize;
 
 use crate::{
     Error, Result,
-    export::{calibrate, check_adapter, check_space, check_tensors, few_tokens, file_name, read_config, size_of},
-    weights::{AdapterDelta, Importance, LayerError, Rows, Sink, WeightFormat, WeightSource, fill},
+    export::{calibrate, check_space, few_tokens, file_name, open, read_config, size_of},
+    weights::{Importance, LayerError, Rows, Sink, WeightFormat, fill},
 };
 use bundle::Facts;
 pub use check::CoreAiCheck;
@@ -100,19 +100,16 @@ impl Sink for AssetWriter {
 ///
 /// # Errors
 /// [`Error::Config`] for a model that planish does not read; [`Error::Unsupported`] for one with parts that the graph does
-/// not have; [`Error::Tensors`] for missing, unexpected or misshapen tensors; [`Error::Option`]; [`Error::NotFinite`] and
-/// [`Error::Fp16Range`] for weights that fp16 cannot hold; [`Error::ActivationRange`] where the calibration text leaves
+/// not have; [`Error::Tensors`] for missing, unexpected or misshapen tensors; [`Error::Option`]; [`Error::Fp16Range`] for weights that fp16 cannot hold; [`Error::ActivationRange`] where the calibration text leaves
 /// fp16; [`Error::CheckFailed`]; [`Error::OutputExists`]; [`Error::NoSpace`]; [`Error::Io`].
-pub fn export_coreai(model: &Path, adapter: AdapterDelta, out: &Path, options: &CoreAiOptions) -> Result<CoreAiReport> {
+pub fn export_coreai(model: &Path, adapter: Update, out: &Path, options: &CoreAiOptions) -> Result<CoreAiReport> {
     if out.exists() {
         return Err(Error::OutputExists { path: out.to_owned() });
     }
-    let config = read_config(model)?;
-    let store = TensorStore::open(model)?;
-    let mut warnings = check_tensors(&store, &config)?;
-    let job = Export::new(&config, &store, adapter, options)?;
+    let (stored, config) = read_config(model)?;
+    let job = Export::new(&config, open(model, &stored, adapter)?, options)?;
     let planned = graph::plan(&config.arch, job.context, &job.formats)?;
-    warnings.extend(job.warnings());
+    let mut warnings: Vec<String> = job.warnings().collect();
     check_space(out, planned.program.weights.iter().map(|weight| weight.bytes).sum())?;
 
     let folder = AtomicDir::create(out).map_err(Error::io(out))?;
@@ -145,11 +142,9 @@ pub fn export_coreai(model: &Path, adapter: AdapterDelta, out: &Path, options: &
 ///
 /// # Errors
 /// As [`export_coreai`]; above all [`Error::CheckFailed`] and [`Error::Asset`].
-pub fn check_coreai(model: &Path, adapter: AdapterDelta, path: &Path, options: &CoreAiOptions) -> Result<CoreAiCheck> {
-    let config = read_config(model)?;
-    let store = TensorStore::open(model)?;
-    check_tensors(&store, &config)?;
-    let job = Export::new(&config, &store, adapter, options)?;
+pub fn check_coreai(model: &Path, adapter: Update, path: &Path, options: &CoreAiOptions) -> Result<CoreAiCheck> {
+    let (stored, config) = read_config(model)?;
+    let job = Export::new(&config, open(model, &stored, adapter)?, options)?;
     job.check(path, &job.facts(file_name(path), path))
 }
 
@@ -158,11 +153,9 @@ pub fn check_coreai(model: &Path, adapter: AdapterDelta, path: &Path, options: &
 ///
 /// # Errors
 /// As [`export_coreai`].
-pub fn write_stored(model: &Path, adapter: AdapterDelta, target: &Path, options: &CoreAiOptions) -> Result<()> {
-    let config = read_config(model)?;
-    let store = TensorStore::open(model)?;
-    check_tensors(&store, &config)?;
-    let job = Export::new(&config, &store, adapter, options)?;
+pub fn write_stored(model: &Path, adapter: Update, target: &Path, options: &CoreAiOptions) -> Result<()> {
+    let (stored, config) = read_config(model)?;
+    let job = Export::new(&config, open(model, &stored, adapter)?, options)?;
     let whole = whole_vectors(&config);
     let stored = job.stored(&whole);
     let tensor = |spec: TensorSpec| {
@@ -177,16 +170,30 @@ pub fn write_stored(model: &Path, adapter: AdapterDelta, target: &Path, options:
         .map(tensor)
         .collect::<Result<_>>()?;
     let folder = AtomicDir::create(target).map_err(Error::io(target))?;
-    std::fs::copy(model.join("config.json"), folder.path().join("config.json")).map_err(Error::io(target))?;
+    let config_path = folder.path().join("config.json");
+    write_atomic(&config_path, config_of_numbers(model)?.as_bytes()).map_err(Error::io(target))?;
     tensors::write(&folder.path().join("model.safetensors"), &all, &BTreeMap::new())?;
     folder.commit().map_err(Error::io(target))
+}
+
+/// The text of `config.json` without a quantisation.
+fn config_of_numbers(model: &Path) -> Result<String> {
+    let path = model.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default(); // read before, so it is JSON
+    if let Some(object) = json.as_object_mut() {
+        for key in ["quantization", "quantization_config"] {
+            object.remove(key);
+        }
+    }
+    Ok(json.to_string())
 }
 
 /// What an export has settled on before anything is written.
 struct Export<'a> {
     config: &'a ModelConfig,
     options: &'a CoreAiOptions,
-    source: WeightSource<'a>,
+    source: ModelWeights,
     formats: Formats,
     importance: Importance,
     context: usize,
@@ -195,15 +202,8 @@ struct Export<'a> {
 }
 
 impl<'a> Export<'a> {
-    fn new(
-        config: &'a ModelConfig,
-        store: &'a TensorStore,
-        adapter: AdapterDelta,
-        options: &'a CoreAiOptions,
-    ) -> Result<Self> {
-        check_adapter(&adapter, config)?;
+    fn new(config: &'a ModelConfig, source: ModelWeights, options: &'a CoreAiOptions) -> Result<Self> {
         let context = context(config, options.context)?;
-        let source = WeightSource::new(store, adapter)?;
         let (importance, advice) = calibrate(config, &source, weighing(options), context)?;
         Ok(Self {
             config,

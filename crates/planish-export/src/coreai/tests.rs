@@ -8,6 +8,8 @@ use planish_core::arch::{
     Activation, Attention, FeedForward, Layer, Mixer, Norm, NormKind, QkNorm, QkNormScope, Residual, RopeScaling,
 };
 
+use planish_tensors::TensorStore;
+
 use super::*;
 
 const BASE: &str = r#"{"model_type": "llama", "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3,
@@ -60,9 +62,9 @@ fn weights(config: &ModelConfig, folder: &Path) -> TensorStore {
 
 fn check(config: &ModelConfig) -> Result<CoreAiCheck> {
     let folder = tempfile::tempdir().unwrap();
-    let store = weights(config, folder.path());
+    let source = ModelWeights::from_store(weights(config, folder.path()));
     let options = CoreAiOptions::default();
-    let job = Export::new(config, &store, AdapterDelta::default(), &options)?;
+    let job = Export::new(config, source, &options)?;
     let planned = graph::plan(&config.arch, job.context, &job.formats)?;
     let out = folder.path().join("out.aimodel");
     std::fs::create_dir(&out).unwrap();

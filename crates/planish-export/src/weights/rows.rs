@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use super::{WeightFormat, WeightSource, compress, compress::row_quantum};
+use planish_tensors::ModelWeights;
+
+use super::{WeightFormat, compress, compress::row_quantum};
 use crate::{Result, reference::TIED_HEAD};
 
 /// Rows of tensors as f32.
@@ -35,20 +37,20 @@ fn stored_name(tensor: &str) -> &str {
     if tensor == TIED_HEAD { EMBEDDING } else { tensor }
 }
 
-impl Rows for WeightSource<'_> {
+impl Rows for ModelWeights {
     fn shape(&self, tensor: &str) -> Result<&[usize]> {
-        Self::shape(self, stored_name(tensor))
+        Ok(Self::shape(self, stored_name(tensor))?)
     }
 
     fn rows(&self, tensor: &str, rows: Range<usize>) -> Result<Vec<f32>> {
-        Self::rows(self, stored_name(tensor), rows)
+        Ok(Self::rows(self, stored_name(tensor), rows)?)
     }
 }
 
 /// Weights after their trip through the package: compressed, or rounded to fp16, and back.
 pub struct StoredRows<'a> {
     /// The original weights.
-    pub source: &'a WeightSource<'a>,
+    pub source: &'a ModelWeights,
     /// Form of the linear layers; that of the head follows from it.
     pub format: WeightFormat,
     /// Rows of one part of the head; parts are compressed on their own.
@@ -59,7 +61,7 @@ pub struct StoredRows<'a> {
 
 impl Rows for StoredRows<'_> {
     fn shape(&self, tensor: &str) -> Result<&[usize]> {
-        self.source.shape(stored_name(tensor))
+        Rows::shape(self.source, tensor)
     }
 
     fn rows(&self, tensor: &str, rows: Range<usize>) -> Result<Vec<f32>> {

@@ -13,15 +13,15 @@ use std::{
 
 use coreml_mil::BlobWriter;
 use half::{f16, slice::HalfFloatSliceExt};
+use planish_tensors::{ModelWeights, first_outside};
 use rayon::prelude::*;
 use serde::Serialize;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
-    WeightFormat, WeightPlan, WeightSource, compress,
+    WeightFormat, WeightPlan, compress,
     compress::row_quantum,
     plan::{Job, JobSource},
-    source::first_outside,
 };
 use crate::{Error, Result};
 
@@ -93,7 +93,7 @@ impl Sink for BlobSink {
 /// As [`fill`], and [`Error::Io`].
 pub fn stream(
     plan: &WeightPlan,
-    source: &WeightSource,
+    source: &ModelWeights,
     importance: &Importance,
     path: &Path,
 ) -> Result<(Vec<LayerError>, u64)> {
@@ -111,10 +111,10 @@ pub fn stream(
 /// Reading and converting run beside hashing and writing, which have a thread of their own.
 ///
 /// # Errors
-/// [`Error::NotFinite`] and [`Error::Fp16Range`] for weights that fp16 cannot hold; errors of the sink.
+/// [`Error::Tensors`] and [`Error::Fp16Range`] for weights that fp16 cannot hold; errors of the sink.
 pub(crate) fn fill<S: Sink>(
     jobs: &[Job],
-    source: &WeightSource,
+    source: &ModelWeights,
     importance: &Importance,
     sink: S,
 ) -> Result<(Vec<LayerError>, S)> {
@@ -179,7 +179,7 @@ fn write_all<S: Sink>(mut sink: S, pieces: Receiver<Piece>, used: &Used) -> Resu
     Ok(sink)
 }
 
-fn run(job: &Job, source: &WeightSource, importance: &Importance, out: &Outlet) -> Result<Option<LayerError>> {
+fn run(job: &Job, source: &ModelWeights, importance: &Importance, out: &Outlet) -> Result<Option<LayerError>> {
     out.put(Piece::NextBlob)?;
     match &job.source {
         JobSource::PlusOne { tensor } => {
@@ -206,7 +206,7 @@ fn run(job: &Job, source: &WeightSource, importance: &Importance, out: &Outlet) 
     }
 }
 
-fn dense_rows(tensor: &str, rows: Range<usize>, source: &WeightSource, out: &Outlet) -> Result<()> {
+fn dense_rows(tensor: &str, rows: Range<usize>, source: &ModelWeights, out: &Outlet) -> Result<()> {
     let columns: usize = source.shape(tensor)?[1..].iter().product();
     let used = out.used;
     in_blocks(
@@ -234,7 +234,7 @@ struct Task<'a> {
     importance: Option<&'a Vec<f32>>,
 }
 
-fn compressed_rows(task: &Task, source: &WeightSource, out: &Outlet) -> Result<LayerError> {
+fn compressed_rows(task: &Task, source: &ModelWeights, out: &Outlet) -> Result<LayerError> {
     let Task {
         tensor,
         rows,

@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 
 use coreml_mil::interpreter::{Package, Precision, Value};
 use ndarray::Array2;
-use planish_export::{
-    ExportOptions, export,
-    weights::{AdapterDelta, LoraDelta},
-};
+use planish_export::{ExportOptions, export};
+use planish_tensors::{HostTensor, LowRank, Update};
 
 use crate::support::{LLAMA, Noise, contents, random_tensors, write_tensors};
 
@@ -19,11 +17,12 @@ fn matrix(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
     Array2::from_shape_fn((rows, columns), |_| 0.3 * noise.next())
 }
 
-fn adapter() -> AdapterDelta {
-    let delta = LoraDelta::new(&matrix(48, 4, 1), &matrix(4, 48, 2), 2.0, None);
-    AdapterDelta {
-        lora: BTreeMap::from([(MODULE.into(), delta)]),
-        full: BTreeMap::new(),
+fn adapter() -> Update {
+    let tensor = |m: Array2<f32>| HostTensor::from_f32(m.shape(), m.as_slice().unwrap());
+    let low_rank = LowRank::linear(&tensor(matrix(48, 4, 1)), &tensor(matrix(4, 48, 2)), 2.0, None).unwrap();
+    Update {
+        low_rank: BTreeMap::from([(format!("{MODULE}.weight"), low_rank)]),
+        whole: None,
     }
 }
 
@@ -36,9 +35,9 @@ fn merged_adapter_equals_an_export_of_merged_weights() {
     let weight = Array2::from_shape_vec((48, 48), tensors[&name].to_f32().unwrap()).unwrap();
     let merged = weight + (matrix(48, 4, 1).dot(&matrix(4, 48, 2)).t().to_owned() * 2.0);
     let merged: Vec<f32> = merged.iter().copied().collect();
-    tensors.insert(name, planish_tensors::HostTensor::from_f32(&[48, 48], &merged));
+    tensors.insert(name, HostTensor::from_f32(&[48, 48], &merged));
     write_tensors(&folder.path().join("fused"), LLAMA, &tensors);
-    let write = |model: &str, delta: AdapterDelta| {
+    let write = |model: &str, delta: Update| {
         let out = folder.path().join(format!("{model}.mlpackage"));
         export(&folder.path().join(model), delta, &out, &ExportOptions::default()).unwrap();
         contents(&out)
@@ -47,7 +46,7 @@ fn merged_adapter_equals_an_export_of_merged_weights() {
             .unwrap()
             .1
     };
-    let (ours, theirs) = (write("base", adapter()), write("fused", AdapterDelta::default()));
+    let (ours, theirs) = (write("base", adapter()), write("fused", Update::default()));
     // A sum taken in another order may round to the neighbouring fp16 number here and there.
     let halves = |bytes: &[u8]| {
         bytes

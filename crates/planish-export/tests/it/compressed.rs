@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use planish_export::weights::{AdapterDelta, Importance, WeightFormat, WeightPlan, WeightSource, stream};
-use planish_tensors::{self as tensors, HostTensor, TensorStore};
+use planish_export::weights::{Importance, WeightFormat, WeightPlan, stream};
+use planish_tensors::{self as tensors, HostTensor, ModelWeights, TensorStore};
 use serde_json::Value;
 
 const VALUES: &str = include_str!("golden/compressed.json");
@@ -24,8 +24,7 @@ fn check(format: &str, expected: &[u8]) {
         &BTreeMap::new(),
     )
     .unwrap();
-    let store = TensorStore::open(&model).unwrap();
-    let source = WeightSource::new(&store, AdapterDelta::default()).unwrap();
+    let source = ModelWeights::from_store(TensorStore::open(&model).unwrap());
     let mut plan = WeightPlan::new();
     let format: WeightFormat = format.parse().unwrap();
     plan.conv("x.weight", 0..rows, columns, format).unwrap();

@@ -11,12 +11,8 @@ use coreai_asset::{
     interpreter::{Arithmetic, Machine, Understanding, Value},
     program::{Block, OpCode, Operation, Parameter, Payload, Program},
 };
-use ndarray::Array2;
-use planish_export::{
-    CoreAiOptions, CoreAiReport, Error, check_coreai, export_coreai,
-    weights::{AdapterDelta, LoraDelta, WeightFormat},
-};
-use planish_tensors::TensorStore;
+use planish_export::{CoreAiOptions, CoreAiReport, Error, check_coreai, export_coreai, weights::WeightFormat};
+use planish_tensors::{HostTensor, LowRank, TensorStore, Update};
 
 use crate::support::{LLAMA, Noise, contents, golden, write_model};
 
@@ -34,7 +30,7 @@ fn exported(config: &str, seed: u64, weights: WeightFormat) -> CoreAiReport {
     let model = folder.path().join("model");
     write_model(&model, config, seed);
     let out = folder.path().join("out.aimodel");
-    export_coreai(&model, AdapterDelta::default(), &out, &checked(weights)).unwrap()
+    export_coreai(&model, Update::default(), &out, &checked(weights)).unwrap()
 }
 
 const MISTRAL: &str = r#"{"model_type": "mistral", "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
@@ -103,7 +99,7 @@ fn golden_logits_of_mlx_lm() {
         let model = golden(name);
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out.aimodel");
-        export_coreai(&model, AdapterDelta::default(), &out, &CoreAiOptions::default()).unwrap();
+        export_coreai(&model, Update::default(), &out, &CoreAiOptions::default()).unwrap();
         let stored = TensorStore::open(&model.join("golden/golden.safetensors")).unwrap();
         let tokens = stored.require("tokens").unwrap();
         let length = *tokens.shape.last().unwrap();
@@ -138,15 +134,16 @@ fn logits(asset: &Path, ids: &[i64]) -> Vec<f32> {
     }
 }
 
-fn adapter() -> AdapterDelta {
+fn adapter() -> Update {
     let matrix = |rows, columns, seed| {
         let mut noise = Noise::new(seed);
-        Array2::from_shape_fn((rows, columns), |_| 0.3 * noise.next())
+        let values: Vec<f32> = (0..rows * columns).map(|_| 0.3 * noise.next()).collect();
+        HostTensor::from_f32(&[rows, columns], &values)
     };
-    let delta = LoraDelta::new(&matrix(48, 4, 1), &matrix(4, 48, 2), 2.0, None);
-    AdapterDelta {
-        lora: BTreeMap::from([("model.layers.1.self_attn.o_proj".into(), delta)]),
-        full: BTreeMap::new(),
+    let low_rank = LowRank::linear(&matrix(48, 4, 1), &matrix(4, 48, 2), 2.0, None).unwrap();
+    Update {
+        low_rank: BTreeMap::from([("model.layers.1.self_attn.o_proj.weight".into(), low_rank)]),
+        whole: None,
     }
 }
 
@@ -159,7 +156,7 @@ fn an_adapter_is_merged_on_the_way() {
     let options = checked(WeightFormat::Fp16);
     export_coreai(&model, adapter(), &out, &options).unwrap();
     // The same asset is not that of the base.
-    let error = check_coreai(&model, AdapterDelta::default(), &out, &options).unwrap_err();
+    let error = check_coreai(&model, Update::default(), &out, &options).unwrap_err();
     assert!(matches!(error, Error::CheckFailed { .. }), "{error}");
 }
 
@@ -170,7 +167,7 @@ fn equal_input_gives_equal_bytes_and_a_tied_head_is_stored_once() {
     write_model(&model, LLAMA, 4);
     let write = |name: &str| {
         let out = folder.path().join(name);
-        export_coreai(&model, AdapterDelta::default(), &out, &checked(WeightFormat::Int4)).unwrap();
+        export_coreai(&model, Update::default(), &out, &checked(WeightFormat::Int4)).unwrap();
         contents(&out)
     };
     assert!(write("a.aimodel") == write("b.aimodel"));
@@ -189,7 +186,7 @@ fn bundle(folder: &Path) -> (PathBuf, PathBuf) {
     let config = r#"{"eos_token": "<|endoftext|>", "additional_special_tokens": [{"content": "<|x|>"}]}"#;
     fs::write(model.join("tokenizer_config.json"), config).unwrap();
     fs::write(model.join("chat_template.jinja"), "{{ messages }}").unwrap();
-    export_coreai(&model, AdapterDelta::default(), &out, &checked(WeightFormat::Fp16)).unwrap();
+    export_coreai(&model, Update::default(), &out, &checked(WeightFormat::Fp16)).unwrap();
     (model, out)
 }
 
@@ -220,7 +217,7 @@ fn err_a_bundle_that_ends_at_another_token() {
     let written = fs::read_to_string(&path).unwrap();
     for (from, to) in [("<|im_end|>", "<|im_start|>"), ("<|endoftext|>", "<|other|>")] {
         fs::write(&path, written.replace(from, to)).unwrap();
-        let error = check_coreai(&model, AdapterDelta::default(), &out, &checked(WeightFormat::Fp16)).unwrap_err();
+        let error = check_coreai(&model, Update::default(), &out, &checked(WeightFormat::Fp16)).unwrap_err();
         assert!(error.to_string().contains("a host will"), "{error}");
     }
 }
@@ -232,7 +229,7 @@ fn err_what_cannot_be_had_is_refused_and_leaves_nothing() {
     write_model(&model, LLAMA, 7);
     let out = folder.path().join("out.aimodel");
     let refused = |options: CoreAiOptions| {
-        let error = export_coreai(&model, AdapterDelta::default(), &out, &options).unwrap_err();
+        let error = export_coreai(&model, Update::default(), &out, &options).unwrap_err();
         assert!(!out.exists());
         error.to_string()
     };
@@ -244,7 +241,7 @@ fn err_what_cannot_be_had_is_refused_and_leaves_nothing() {
     });
     assert!(context.contains("use 1 to 128"), "{context}");
     fs::create_dir(&out).unwrap();
-    let exists = export_coreai(&model, AdapterDelta::default(), &out, &CoreAiOptions::default()).unwrap_err();
+    let exists = export_coreai(&model, Update::default(), &out, &CoreAiOptions::default()).unwrap_err();
     assert!(matches!(exists, Error::OutputExists { .. }));
 }
 
@@ -316,8 +313,8 @@ fn mutants_of_a_program_are_noticed() {
     write_model(&model, LLAMA, 8);
     let original = folder.path().join("out.aimodel");
     let options = checked(WeightFormat::Fp16);
-    export_coreai(&model, AdapterDelta::default(), &original, &options).unwrap();
-    check_coreai(&model, AdapterDelta::default(), &original, &options).unwrap();
+    export_coreai(&model, Update::default(), &original, &options).unwrap();
+    check_coreai(&model, Update::default(), &original, &options).unwrap();
     let mutants: [(&str, Change); 12] = [
         ("declared epsilon", |p| {
             declare(p, "rms_norm", "eps", Parameter::Float(1e-3))
@@ -375,7 +372,7 @@ fn mutants_of_a_program_are_noticed() {
     for (name, change) in mutants {
         let target = folder.path().join("mutant.aimodel");
         rewrite(&original, &target, change);
-        let result = check_coreai(&model, AdapterDelta::default(), &target, &options);
+        let result = check_coreai(&model, Update::default(), &target, &options);
         let error = result.err().unwrap_or_else(|| panic!("{name} was not noticed"));
         assert!(
             matches!(error, Error::CheckFailed { .. } | Error::Asset(_)),
@@ -384,7 +381,7 @@ fn mutants_of_a_program_are_noticed() {
         fs::remove_dir_all(&target).unwrap();
     }
     fs::write(original.join("main.hash"), [0; 32]).unwrap();
-    let error = check_coreai(&model, AdapterDelta::default(), &original, &options).unwrap_err();
+    let error = check_coreai(&model, Update::default(), &original, &options).unwrap_err();
     assert!(error.to_string().contains("SHA-256"), "{error}");
 }
 

@@ -8,8 +8,9 @@ use planish_export::{
     check::Judge,
     export,
     reference::forward,
-    weights::{AdapterDelta, Rows, StoredRows, WeightFormat, WeightSource},
+    weights::{Rows, StoredRows, WeightFormat},
 };
+use planish_tensors::Update;
 use prost::Message;
 
 use crate::support::{LLAMA, copy_folder, open, write_model};
@@ -138,7 +139,7 @@ fn every_mutant_is_noticed() {
     write_model(&model, LLAMA, 9);
     export(
         &model,
-        AdapterDelta::default(),
+        Update::default(),
         &good,
         &ExportOptions {
             prefill: 8,
@@ -178,8 +179,7 @@ fn every_mutant_is_noticed() {
 }
 
 fn judged(model: &Path, package: &Path) -> planish_export::Result<()> {
-    let (config, store) = open(model);
-    let source = WeightSource::new(&store, AdapterDelta::default())?;
+    let (config, source) = open(model);
     let none = Default::default();
     let stored = StoredRows {
         source: &source,
@@ -201,8 +201,7 @@ fn judged(model: &Path, package: &Path) -> planish_export::Result<()> {
 fn stored_weights_are_the_rounded_ones() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), LLAMA, 9);
-    let (config, store) = open(folder.path());
-    let source = WeightSource::new(&store, AdapterDelta::default()).unwrap();
+    let (config, source) = open(folder.path());
     let none = Default::default();
     let stored = StoredRows {
         source: &source,

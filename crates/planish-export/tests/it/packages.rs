@@ -1,12 +1,12 @@
 //! Every layout, format and family: exported, read back, run, compared.
 
-use planish_export::{
-    CacheMode, ExportOptions, ExportReport, Layout, export,
-    weights::{AdapterDelta, WeightFormat},
-};
+use std::collections::BTreeMap;
+
+use planish_export::{CacheMode, ExportOptions, ExportReport, Layout, export, weights::WeightFormat};
+use planish_tensors::{Dtype, HostTensor, Update, dequantize, quantize};
 use proptest::prelude::*;
 
-use crate::support::{LLAMA, contents, golden, write_model};
+use crate::support::{LLAMA, contents, golden, random_tensors, write_model, write_tensors};
 
 const LAYOUTS: [(Layout, CacheMode); 3] = [
     (Layout::Monolith, CacheMode::State),
@@ -29,13 +29,7 @@ fn checked(model: &std::path::Path, options: &ExportOptions) -> ExportReport {
         check: true,
         ..options.clone()
     };
-    export(
-        model,
-        AdapterDelta::default(),
-        &out(folder.path(), options.layout),
-        &options,
-    )
-    .unwrap()
+    export(model, Update::default(), &out(folder.path(), options.layout), &options).unwrap()
 }
 
 #[test]
@@ -105,7 +99,7 @@ fn equal_input_gives_equal_bytes() {
     };
     let write = |name: &str| {
         let path = folder.path().join(name);
-        export(&model, AdapterDelta::default(), &path, &options).unwrap();
+        export(&model, Update::default(), &path, &options).unwrap();
         contents(&path)
     };
     assert!(write("a.mlpackage") == write("b.mlpackage"));
@@ -122,7 +116,7 @@ fn compressed_weights_without_text_warn() {
             calibration,
             ..ExportOptions::default()
         };
-        let report = export(&model, AdapterDelta::default(), &folder.path().join(name), &options).unwrap();
+        let report = export(&model, Update::default(), &folder.path().join(name), &options).unwrap();
         report.warnings.iter().any(|w| w.contains("--text"))
     };
     assert!(warned("a.mlpackage", WeightFormat::Lut6, Vec::new()));
@@ -143,7 +137,7 @@ fn anemll_folder_has_what_hosts_look_for() {
         verify_bundle: true,
         ..ExportOptions::default()
     };
-    export(&model, AdapterDelta::default(), &path, &options).unwrap();
+    export(&model, Update::default(), &path, &options).unwrap();
     for name in [
         "llama_embeddings.mlpackage",
         "llama_FFN_PF_lut6_chunk_01of02.mlpackage",
@@ -198,4 +192,36 @@ proptest! {
         let check = checked(folder.path(), &options).check.unwrap();
         prop_assert!(check.exact.max_error <= 2e-3 * check.exact.max_logit, "{json}: {check:?}");
     }
+}
+
+/// A base in 4 bits gives the bytes of the same numbers stored as floats.
+#[test]
+fn quantised_model_is_exported_as_its_numbers() {
+    let config = LLAMA.replace("48", "64").replace("80", "128").replace(": 6,", ": 4,");
+    let quantised = config.replacen('{', r#"{"quantization": {"group_size": 64, "bits": 4}, "#, 1);
+    let folder = tempfile::tempdir().unwrap();
+    let (mut packed, mut plain) = (BTreeMap::new(), BTreeMap::new());
+    for (name, tensor) in random_tensors(&config, 3) {
+        let ([rows, _], Some(module)) = (tensor.shape.as_slice(), name.strip_suffix(".weight")) else {
+            packed.insert(name.clone(), tensor.clone());
+            plain.insert(name, tensor);
+            continue;
+        };
+        let affine = quantize(&tensor.to_f32().unwrap(), *rows, 4, 64, Dtype::F32).unwrap();
+        let numbers = dequantize(&affine, 4).unwrap();
+        packed.insert(format!("{module}.scales"), affine.scales);
+        packed.insert(format!("{module}.biases"), affine.biases);
+        plain.insert(name.clone(), HostTensor::from_f32(&tensor.shape, &numbers));
+        packed.insert(name, affine.weight);
+    }
+    let weights = |name: &str, config: &str, tensors| {
+        let (model, out) = (
+            folder.path().join(name),
+            folder.path().join(format!("{name}.mlpackage")),
+        );
+        write_tensors(&model, config, tensors);
+        export(&model, Update::default(), &out, &ExportOptions::default()).unwrap();
+        std::fs::read(out.join("Data/com.apple.CoreML/weights/weight.bin")).unwrap()
+    };
+    assert!(weights("packed", &quantised, &packed) == weights("plain", &config, &plain));
 }

@@ -1,13 +1,10 @@
 //! The f32 pass against mlx-lm: goldens of planish-nn (make_goldens.py there says how they were made).
 
-use planish_checkpoint::adapter::{Adapter, ReadOptions};
-use planish_export::{
-    reference::forward,
-    weights::{AdapterDelta, WeightSource},
-};
+use planish_checkpoint::fuse::open_merged;
+use planish_export::reference::forward;
 use planish_tensors::TensorStore;
 
-use crate::support::{golden, open};
+use crate::support::golden;
 
 /// Both sides compute in f32 in another order; 2e-4 of the largest logit is far above what that gives and far below what
 /// any mistake of rotation, norm or heads does.
@@ -15,12 +12,7 @@ const TOLERANCE: f32 = 2e-4;
 
 fn check(model: &str, adapter: Option<&str>) {
     let folder = golden(model);
-    let (config, store) = open(&folder);
-    let delta = adapter.map_or_else(AdapterDelta::default, |name| {
-        let (adapter, _) = Adapter::read(&folder.join(name), &ReadOptions::default()).unwrap();
-        AdapterDelta::from_adapter(&adapter).unwrap()
-    });
-    let source = WeightSource::new(&store, delta).unwrap();
+    let (config, source) = open_merged(&folder, adapter.map(|name| folder.join(name)).as_deref(), true).unwrap();
     let golden_dir = adapter.map_or(folder.clone(), |name| folder.join(name)).join("golden");
     let golden = TensorStore::open(&golden_dir.join("golden.safetensors")).unwrap();
     let ids = ids_of(

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use planish_export::{Error, ExportOptions, Layout, export, weights::AdapterDelta};
-use planish_tensors::HostTensor;
+use planish_export::{Error, ExportOptions, Layout, export};
+use planish_tensors::{Error as TensorError, HostTensor, Update};
 
 use crate::support::{LLAMA, random_tensors, write_model, write_tensors};
 
@@ -15,7 +15,7 @@ fn refused(model: &Path, options: &ExportOptions) -> Error {
     } else {
         "out"
     };
-    let error = export(model, AdapterDelta::default(), &folder.path().join(name), options).unwrap_err();
+    let error = export(model, Update::default(), &folder.path().join(name), options).unwrap_err();
     assert_eq!(
         fs::read_dir(folder.path()).unwrap().count(),
         0,
@@ -47,7 +47,7 @@ fn err_nan_names_tensor_and_place() {
             },
         );
         assert!(
-            matches!(&error, Error::NotFinite { tensor, index: 100, .. } if tensor.contains("layers.2.mlp.down")),
+            matches!(&error, Error::Tensors(TensorError::NonFinite { name, index: 100, .. }) if name.contains("layers.2.mlp.down")),
             "{error}"
         );
     }
@@ -62,7 +62,7 @@ fn err_weight_beyond_fp16() {
     ));
     let folder = with_tensor("model.norm.weight", |v| v[3] = 65_504.0);
     let out = folder.path().join("ok.mlpackage");
-    assert!(export(folder.path(), AdapterDelta::default(), &out, &ExportOptions::default()).is_ok());
+    assert!(export(folder.path(), Update::default(), &out, &ExportOptions::default()).is_ok());
 }
 
 /// Norm gains make activations grow while every weight stays small.
@@ -82,7 +82,7 @@ fn activations_near_the_end_of_fp16_are_a_warning_and_beyond_it_a_refusal() {
     loop {
         let (model, out) = (with_gain(gain), tempfile::tempdir().unwrap());
         let path = out.path().join("out.mlpackage");
-        match export(model.path(), AdapterDelta::default(), &path, &options) {
+        match export(model.path(), Update::default(), &path, &options) {
             Ok(report)
                 if report
                     .warnings
@@ -175,20 +175,6 @@ fn err_missing_tensor_is_named() {
     );
 }
 
-#[test]
-fn err_quantised_model_says_what_to_do() {
-    let folder = tempfile::tempdir().unwrap();
-    write_model(folder.path(), LLAMA, 1);
-    let sizes = LLAMA.replace("48", "64").replace("80", "128").replace(": 6,", ": 4,");
-    let quantised = sizes.replacen('{', r#"{"quantization": {"group_size": 64, "bits": 4}, "#, 1);
-    fs::write(folder.path().join("config.json"), quantised).unwrap();
-    let error = refused(folder.path(), &ExportOptions::default());
-    assert!(
-        matches!(error, Error::Unsupported { .. }) && error.to_string().contains("--dequantize"),
-        "{error}"
-    );
-}
-
 /// Set in the processes that the tests of a full disk start: the folder to export into.
 const FULL_DISK: &str = "PLANISH_TEST_FULL_DISK";
 /// Likewise: the model folder.
@@ -205,7 +191,7 @@ fn child_exports_into_too_little_room() {
         layout: Layout::Anemll,
         ..ExportOptions::default()
     };
-    let error = export(Path::new(&model), AdapterDelta::default(), &out, &options).unwrap_err();
+    let error = export(Path::new(&model), Update::default(), &out, &options).unwrap_err();
     let left = fs::read_dir(&folder).unwrap().count();
     println!("left {left}; {error:?}");
 }
@@ -281,7 +267,7 @@ fn err_existing_output_is_not_touched() {
     let out = folder.path().join("out.mlpackage");
     fs::create_dir(&out).unwrap();
     fs::write(out.join("precious"), "x").unwrap();
-    let error = export(folder.path(), AdapterDelta::default(), &out, &ExportOptions::default()).unwrap_err();
+    let error = export(folder.path(), Update::default(), &out, &ExportOptions::default()).unwrap_err();
     assert!(matches!(error, Error::OutputExists { .. }));
     assert_eq!(fs::read_to_string(out.join("precious")).unwrap(), "x");
 }

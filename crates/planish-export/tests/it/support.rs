@@ -7,7 +7,7 @@ use std::{
 };
 
 use planish_core::model_config::ModelConfig;
-use planish_tensors::{self as tensors, HostTensor, TensorStore};
+use planish_tensors::{self as tensors, HostTensor, LoadRules, ModelWeights};
 pub(crate) use planish_testkit::golden;
 
 /// Reproducible noise, nearly normal, of standard deviation 1.
@@ -87,11 +87,10 @@ pub(crate) fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-pub(crate) fn open(model: &Path) -> (ModelConfig, TensorStore) {
-    (
-        ModelConfig::from_file(&model.join("config.json")).unwrap(),
-        TensorStore::open(model).unwrap(),
-    )
+pub(crate) fn open(model: &Path) -> (ModelConfig, ModelWeights) {
+    let config = ModelConfig::from_file(&model.join("config.json")).unwrap();
+    let (weights, _) = ModelWeights::open(model, &config, &LoadRules::default()).unwrap();
+    (config, weights)
 }
 
 pub(crate) const LLAMA: &str = r#"{"model_type": "llama", "hidden_size": 48, "intermediate_size": 80,

@@ -3,10 +3,11 @@
 use std::f64::consts::PI;
 
 use planish_core::families::{self, Family};
+use planish_tensors::Dtype;
 use serde_json::{Map, Value as Json, json};
 
 use super::{Gguf, Metadata};
-use crate::{Dtype, Error, Result};
+use crate::{Error, Result};
 
 /// The tensor of Llama 3's rope factors.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
@@ -46,6 +47,11 @@ const WITHOUT_EFFECT: [&str; 5] = [
 /// # Errors
 /// [`Error::UnsupportedMetadata`] for another one, or for one part of a split model.
 pub fn family(metadata: &Metadata) -> Result<(&'static Family, families::Gguf)> {
+    let kind = metadata.text("general.type")?.unwrap_or("model");
+    if kind != "model" {
+        let reason = "only models are read; of an adapter use the PEFT folder that it was made from";
+        return Err(metadata.unsupported("general.type", reason));
+    }
     let key = "general.architecture";
     let name = metadata.required(key, metadata.text(key)?)?;
     let found = Family::of_gguf(name).ok_or_else(|| {

@@ -1,21 +1,20 @@
 //! A Hugging Face folder → a GGUF file that llama.cpp loads.
 
-use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use planish_core::arch::{ArchTensor, Role, Rope, RopeScaling};
 use planish_core::model_config::ModelConfig;
+use planish_tensors::{Dtype, ModelWeights};
 
 use super::config::ROPE_FACTORS;
 use super::names::permuted_heads;
 use super::quantize::quantize;
 use super::rows::RowOrder;
 use super::sayable::Sayable;
-use super::weights::{WeightFiles, WeightSource};
 use super::{TensorPlan, TensorType, Value, gguf_name, tokenizer, write};
-use crate::{Dtype, Error, Event, Progress, Result, Stage};
+use crate::{Error, Event, Progress, Result, Stage};
 
 /// How the matrices of an exported file are stored; vectors (norms, biases) are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,39 +102,19 @@ pub struct ExportReport {
     pub notes: Vec<String>,
 }
 
-/// Writes the model of a Hugging Face folder as a GGUF file, with tokenizer and chat template. The file appears whole or
-/// not at all; one tensor is in memory at a time. An existing file is replaced.
+/// Writes a model as a GGUF file, with the tokenizer and the chat template of its folder, whose name is the model's. The file
+/// appears whole or not at all; one tensor is in memory at a time. An existing file is replaced.
+///
+/// `weights` are those of the folder, with the update of an adapter if there is one; `config` is that of the folder without
+/// a quantisation.
 ///
 /// # Errors
-/// [`Error::Config`] for another family; [`Error::CannotExport`] for what the format has no word for: a quantised base, a
-/// sliding window, biases that llama.cpp does not read; [`Error::UnsupportedTokenizer`]; [`Error::MissingTensor`],
-/// [`Error::UnexpectedTensor`], [`Error::TensorShape`], [`Error::WeightOutOfRange`], [`Error::Safetensors`], [`Error::Io`].
+/// [`Error::CannotExport`] for what the format has no word for: a sliding window, biases that llama.cpp does not read;
+/// [`Error::UnsupportedTokenizer`]; [`Error::WeightOutOfRange`]; [`Error::Tensors`]; [`Error::Io`].
 pub fn export_gguf(
     folder: &Path,
-    file: &Path,
-    format: ExportFormat,
-    progress: &mut dyn Progress,
-) -> Result<ExportReport> {
-    let config_path = folder.join("config.json");
-    let config = ModelConfig::from_file(&config_path)?;
-    if config.quantization.is_some() {
-        return Err(Error::CannotExport {
-            path: config_path,
-            problem: "the weights are quantised in MLX's form: dequantise first, with planish fuse --dequantize".into(),
-        });
-    }
-    export_gguf_from(folder, &config, &WeightFiles::open(folder)?, file, format, progress)
-}
-
-/// [`export_gguf`] with weights from elsewhere, such as a base with an adapter merged in: of `folder` only the tokenizer
-/// is read, and its name is the model's. `config` must not be quantised: the source gives numbers.
-///
-/// # Errors
-/// As [`export_gguf`], and those of the source.
-pub fn export_gguf_from(
-    folder: &Path,
     config: &ModelConfig,
-    weights: &dyn WeightSource,
+    weights: &ModelWeights,
     file: &Path,
     format: ExportFormat,
     progress: &mut dyn Progress,
@@ -146,7 +125,7 @@ pub fn export_gguf_from(
     })?;
     let tokenizer = tokenizer::to_gguf(folder, config)?;
     let mut notes = tokenizer.notes;
-    let sources = plan(config, &sayable, weights, format, folder, &mut notes)?;
+    let sources = plan(config, &sayable, format, &mut notes)?;
 
     let mut metadata = general_metadata(&sayable, folder, format);
     metadata.extend(model_metadata(config, &sayable));
@@ -195,7 +174,7 @@ impl Source {
         self.plan.shape.iter().product()
     }
 
-    fn bytes(&self, weights: &dyn WeightSource, folder: &Path) -> Result<Vec<u8>> {
+    fn bytes(&self, weights: &ModelWeights, folder: &Path) -> Result<Vec<u8>> {
         let mut out = Vec::new();
         let (name, order) = match &self.content {
             Content::Computed(values) => {
@@ -204,27 +183,27 @@ impl Source {
             }
             Content::Weight { name, order } => (name, *order),
         };
-        let read = weights.reader(name)?;
+        let values = weights.all(name)?;
         let row_len = match self.plan.shape.as_slice() {
             [_] if order != RowOrder::Same => 1,
             [.., row_len] => *row_len,
             [] => 1,
         };
         let n_rows = self.n_elements() / row_len;
-        let mut values = vec![0.0; row_len];
         for row in 0..n_rows {
-            let source = order.source(row, n_rows);
-            read(source * row_len, &mut values);
-            quantize(self.plan.kind, &values, &mut out).map_err(|i| Error::WeightOutOfRange {
-                path: folder.to_path_buf(),
-                tensor: name.clone(),
-                index: source * row_len + i,
-                value: values[i],
-                dtype: if self.plan.kind == TensorType::F32 {
-                    Dtype::F32
-                } else {
-                    Dtype::F16
-                },
+            let first = order.source(row, n_rows) * row_len;
+            quantize(self.plan.kind, &values[first..first + row_len], &mut out).map_err(|i| {
+                Error::WeightOutOfRange {
+                    path: folder.to_path_buf(),
+                    tensor: name.clone(),
+                    index: first + i,
+                    value: values[first + i],
+                    dtype: if self.plan.kind == TensorType::F32 {
+                        Dtype::F32
+                    } else {
+                        Dtype::F16
+                    },
+                }
             })?;
         }
         Ok(out)
@@ -234,32 +213,13 @@ impl Source {
 fn plan(
     config: &ModelConfig,
     sayable: &Sayable<'_>,
-    weights: &dyn WeightSource,
     format: ExportFormat,
-    folder: &Path,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Source>> {
     let tensors = config.arch.tensors();
-    let mut shapes = weights.shapes();
-    check_names(config, &shapes, &tensors, folder, notes)?;
     let mut sources = Vec::with_capacity(tensors.len() + 1);
     for tensor in tensors {
         let own_name = tensor.name();
-        let Some(found) = shapes.remove(&own_name) else {
-            return Err(Error::MissingTensor {
-                path: folder.to_path_buf(),
-                tensor: own_name,
-            });
-        };
-        if found != tensor.shape {
-            let expected = tensor.shape;
-            return Err(Error::TensorShape {
-                path: folder.to_path_buf(),
-                tensor: own_name,
-                found,
-                expected,
-            });
-        }
         let name = gguf_name(tensor.role, tensor.kind);
         let kind = format.kind(&tensor);
         if kind == TensorType::F16 && format != ExportFormat::F16 {
@@ -291,29 +251,6 @@ fn plan(
         });
     }
     Ok(sources)
-}
-
-/// Missing and unexpected tensors are errors, but for two kinds of harmless ballast.
-fn check_names(
-    config: &ModelConfig,
-    shapes: &BTreeMap<String, Vec<usize>>,
-    tensors: &[ArchTensor],
-    folder: &Path,
-    notes: &mut Vec<String>,
-) -> Result<()> {
-    let expected: HashSet<String> = tensors.iter().map(ArchTensor::name).collect();
-    for name in shapes.keys().filter(|name| !expected.contains(name.as_str())) {
-        if name == "lm_head.weight" && config.arch.head.is_tied {
-            notes.push("lm_head.weight is left out: the embeddings are tied".to_owned());
-        } else if !name.ends_with(".rotary_emb.inv_freq") {
-            return Err(Error::UnexpectedTensor {
-                path: folder.to_path_buf(),
-                tensor: name.clone(),
-                architecture: config.family.model_type,
-            });
-        }
-    }
-    Ok(())
 }
 
 fn general_metadata(sayable: &Sayable<'_>, folder: &Path, format: ExportFormat) -> Vec<(String, Value)> {

@@ -1,8 +1,6 @@
 //! A GGUF file → a Hugging Face folder.
 
-use std::borrow::Cow;
-use std::cell::{OnceCell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +8,7 @@ use planish_core::arch::ArchTensor;
 use planish_core::families;
 use planish_core::fs::AtomicDir;
 use planish_core::model_config::ModelConfig;
+use planish_tensors::{Dtype, TensorFileWriter, TensorInfo as FileTensor};
 use serde_json::{Map, Value as Json};
 
 use super::names::permuted_heads;
@@ -17,7 +16,7 @@ use super::rows::RowOrder;
 use super::{Gguf, TensorInfo, TensorType, config, dequantize, gguf_name, tokenizer};
 use crate::error::io_at;
 use crate::manifest::is_free;
-use crate::{Dtype, Error, Event, Progress, Result, Stage};
+use crate::{Error, Event, Progress, Result, Stage};
 
 /// What an import did.
 #[derive(Clone, Debug)]
@@ -186,104 +185,40 @@ fn row_order(form: families::Gguf, config: &ModelConfig, tensor: &ArchTensor) ->
     permuted_heads(form, &config.arch, tensor.role).map_or(RowOrder::Same, |n_heads| RowOrder::SplitPairs { n_heads })
 }
 
-fn write_weights<'a>(
-    gguf: &'a Gguf,
-    tensors: &[PlannedTensor<'a>],
+fn write_weights(
+    gguf: &Gguf,
+    tensors: &[PlannedTensor<'_>],
     dtype: Dtype,
     path: &Path,
-    progress: &'a mut dyn Progress,
+    progress: &mut dyn Progress,
 ) -> Result<()> {
     let total = tensors
         .iter()
-        .map(|t| (t.info.n_elements() * dtype.item_bytes()) as u64)
+        .map(|t| (t.info.n_elements() * dtype.size()) as u64)
         .sum();
     progress.report(Event::Began {
         stage: Stage::Convert,
         item: "model.safetensors",
         total_bytes: Some(total),
     });
-    let run = Conversion {
-        gguf,
+    let infos = tensors.iter().map(|tensor| FileTensor {
+        name: tensor.name.clone(),
         dtype,
-        failure: OnceCell::new(),
-        done_bytes: 0.into(),
-        progress: RefCell::new(&mut *progress),
-    };
-    let views = tensors
-        .iter()
-        .map(|tensor| (tensor.name.as_str(), LazyTensor { tensor, run: &run }));
-    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let written = safetensors::serialize_to_file(views, Some(format), path);
-    if let Some(failure) = run.failure.into_inner() {
-        return Err(failure);
+        shape: tensor.info.shape.clone(),
+    });
+    let by_name: HashMap<&str, &PlannedTensor<'_>> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    let format = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let mut writer = TensorFileWriter::create(path, infos.collect(), &format)?;
+    let mut done_bytes = 0;
+    while let Some(next) = writer.next_tensor() {
+        let bytes = convert(gguf, by_name[next.name.as_str()], dtype)?;
+        writer.write_next(&bytes)?;
+        done_bytes += bytes.len() as u64;
+        progress.report(Event::Advanced { done_bytes });
     }
-    written.map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(source) => Error::Io {
-            path: path.to_path_buf(),
-            source,
-        },
-        other => Error::Safetensors {
-            path: path.to_path_buf(),
-            message: other.to_string(),
-        },
-    })?;
-    // The safetensors crate makes private files; this one is to be as readable as those beside it.
-    let ordinary = fs::metadata(path.with_file_name("config.json"))
-        .map_err(io_at(path))?
-        .permissions();
-    fs::set_permissions(path, ordinary).map_err(io_at(path))?;
-    run.progress.into_inner().report(Event::Ended);
+    writer.finish()?;
+    progress.report(Event::Ended);
     Ok(())
-}
-
-/// What the lazily converted tensors of one file share. The safetensors crate asks for bytes and takes no `Err`, so the
-/// first failure is kept here and the file thrown away.
-struct Conversion<'a> {
-    gguf: &'a Gguf,
-    dtype: Dtype,
-    failure: OnceCell<Error>,
-    done_bytes: RefCell<u64>,
-    progress: RefCell<&'a mut dyn Progress>,
-}
-
-/// A tensor that is converted when it is written.
-struct LazyTensor<'r, 'a> {
-    tensor: &'r PlannedTensor<'a>,
-    run: &'r Conversion<'a>,
-}
-
-impl safetensors::View for LazyTensor<'_, '_> {
-    fn dtype(&self) -> safetensors::Dtype {
-        self.run.dtype.safetensors()
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.tensor.info.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        if self.run.failure.get().is_none() {
-            match convert(self.run.gguf, self.tensor, self.run.dtype) {
-                Ok(bytes) => {
-                    let mut done_bytes = self.run.done_bytes.borrow_mut();
-                    *done_bytes += bytes.len() as u64;
-                    self.run.progress.borrow_mut().report(Event::Advanced {
-                        done_bytes: *done_bytes,
-                    });
-                    return bytes.into();
-                }
-                Err(failure) => {
-                    // The cell was empty a moment ago.
-                    let _ = self.run.failure.set(failure);
-                }
-            }
-        }
-        Cow::Borrowed(&[])
-    }
-
-    fn data_len(&self) -> usize {
-        self.tensor.info.n_elements() * self.run.dtype.item_bytes()
-    }
 }
 
 /// All bytes of one tensor, row by row, in the order of the folder.
@@ -293,7 +228,7 @@ fn convert(gguf: &Gguf, tensor: &PlannedTensor<'_>, dtype: Dtype) -> Result<Vec<
     let stored = gguf.bytes(info);
     let row_bytes = stored.len() / n_rows;
     let mut values = vec![0.0; row_len];
-    let mut out = Vec::with_capacity(info.n_elements() * dtype.item_bytes());
+    let mut out = Vec::with_capacity(info.n_elements() * dtype.size());
     for row in 0..n_rows {
         let source = tensor.order.source(row, n_rows);
         dequantize(info.kind, &stored[source * row_bytes..][..row_bytes], &mut values);

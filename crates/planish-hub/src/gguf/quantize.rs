@@ -1,9 +1,9 @@
 //! From f32 to quantised blocks, with the rounding of the reference.
 
 use half::f16;
+use planish_tensors::Dtype;
 
 use super::TensorType;
-use crate::Dtype;
 
 /// Appends `values`, stored as `kind`: F32, F16, BF16, Q8_0 or Q4_0.
 ///
@@ -19,7 +19,7 @@ pub(crate) fn quantize(kind: TensorType, values: &[f32], out: &mut Vec<u8>) -> R
     let block = match kind {
         TensorType::F32 => return Dtype::F32.append(values, out),
         TensorType::F16 => return Dtype::F16.append(values, out),
-        TensorType::BF16 => return Dtype::Bf16.append(values, out),
+        TensorType::BF16 => return Dtype::BF16.append(values, out),
         TensorType::Q8_0 => q8_0,
         TensorType::Q4_0 => q4_0,
         other => panic!("{} is not written", other.name()),

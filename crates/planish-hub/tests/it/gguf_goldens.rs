@@ -1,13 +1,22 @@
 //! Import against what the Python package gguf writes and reads (`goldens/make_blocks.py`, `goldens/make_models.py`).
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use planish_core::hash::sha256_hex;
-use planish_hub::gguf::{ExportFormat, Gguf, TensorType, dequantize, export_gguf, import};
-use planish_hub::{Dtype, Silent};
+use planish_core::model_config::ModelConfig;
+use planish_hub::gguf::{ExportFormat, ExportReport, Gguf, TensorType, dequantize, export_gguf, import};
+use planish_hub::{Error, Silent};
+use planish_tensors::{Dtype, LoadRules, ModelWeights};
 use safetensors::SafeTensors;
 use serde_json::Value as Json;
+
+/// Writes a folder as it is.
+pub(crate) fn export(folder: &Path, file: &Path, format: ExportFormat) -> Result<ExportReport, Error> {
+    let config = ModelConfig::from_file(&folder.join("config.json"))?;
+    let (weights, _) = ModelWeights::open(folder, &config, &LoadRules::default())?;
+    export_gguf(folder, &config, &weights, file, format, &mut Silent)
+}
 
 pub(crate) fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -80,7 +89,7 @@ fn export_is_undone_by_import() {
     let formats = [
         (ExportFormat::F32, Dtype::F32),
         (ExportFormat::F16, Dtype::F16),
-        (ExportFormat::Bf16, Dtype::Bf16),
+        (ExportFormat::Bf16, Dtype::BF16),
     ];
     for name in read_json(golden("models.json")).as_object().unwrap().keys() {
         for (format, dtype) in formats {
@@ -91,7 +100,7 @@ fn export_is_undone_by_import() {
                 dir.path().join("again"),
             );
             import(&golden(&format!("{name}.gguf")), &first, dtype, &mut Silent).unwrap();
-            export_gguf(&first, &file, format, &mut Silent).unwrap();
+            export(&first, &file, format).unwrap();
             import(&file, &second, dtype, &mut Silent).unwrap();
             for part in [
                 "config.json",
@@ -127,7 +136,7 @@ fn golden_quantisation_is_that_of_the_reference() {
         (ExportFormat::Q4_0, TensorType::Q4_0),
     ] {
         let path = dir.path().join(format!("{format}.gguf"));
-        export_gguf(&folder, &path, format, &mut Silent).unwrap();
+        export(&folder, &path, format).unwrap();
         let written = Gguf::open(&path).unwrap();
         let tensor = written.tensor("blk.0.attn_v.weight").unwrap();
         assert_eq!(tensor.kind, kind);

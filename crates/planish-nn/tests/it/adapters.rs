@@ -1,11 +1,13 @@
 //! Adapters: fresh, stored, and their names.
 
-use planish_checkpoint::adapter::{Adapter, Method};
+use std::collections::BTreeMap;
+
+use planish_checkpoint::adapter::Trained;
 use planish_core::model_config::ModelConfig;
 use planish_core::target_modules::{Blocks, PerModule, TargetModules};
 use planish_mlx::{Dtype, host};
 use planish_nn::{Error, LoraConfig, LoraMethod, LoraScale, Model, Trainable};
-use planish_tensors::HostTensor;
+use planish_tensors::{self as tensors, HostTensor, TensorStore};
 
 use crate::{largest, logits, max_difference, small_random, tiny_llama};
 
@@ -181,14 +183,18 @@ fn stored_tensors_give_the_same_logits() {
 fn stored_whole_weights_take_the_place_of_the_models_own() {
     let mut trained = small_random();
     trained.train(Trainable::Weights).unwrap();
-    let mut adapter = Adapter::new(Method::Full, 0, 1.0, 0.0);
+    let mut tensors = BTreeMap::new();
     for (name, array) in trained.trainables() {
         let array = array.add(planish_mlx::Array::from_f32(0.01)).unwrap();
         let shape: Vec<usize> = array.shape().iter().map(|&dim| dim as usize).collect();
-        adapter
-            .tensors
-            .insert(name, HostTensor::from_f32(&shape, &host::to_f32_vec(&array).unwrap()));
+        tensors.insert(name, HostTensor::from_f32(&shape, &host::to_f32_vec(&array).unwrap()));
     }
+    let stored = |tensors: &BTreeMap<String, HostTensor>| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        tensors::write(&path, tensors, &BTreeMap::new()).unwrap();
+        Trained::Whole(TensorStore::open(&path).unwrap())
+    };
     let arrays: Vec<_> = trained.trainables().into_iter().collect();
     let moved: Vec<_> = arrays
         .iter()
@@ -197,13 +203,11 @@ fn stored_whole_weights_take_the_place_of_the_models_own() {
     trained.set_trainables(&moved).unwrap();
     let mut model = small_random();
     assert_ne!(logits(&trained, &[&TEXT]), logits(&model, &[&TEXT]));
-    model.attach_adapter(&adapter).unwrap();
+    model.attach(&stored(&tensors)).unwrap();
     assert_eq!(logits(&trained, &[&TEXT]), logits(&model, &[&TEXT]));
 
-    adapter
-        .tensors
-        .insert("model.nrm.weight".into(), HostTensor::from_f32(&[1], &[0.0]));
-    let error = model.attach_adapter(&adapter).unwrap_err();
+    tensors.insert("model.nrm.weight".into(), HostTensor::from_f32(&[1], &[0.0]));
+    let error = model.attach(&stored(&tensors)).unwrap_err();
     assert!(error.to_string().contains("model.norm.weight"), "{error}");
 }
 

@@ -23,7 +23,7 @@ use crate::metrics::Record;
 use crate::optimizer::Optimizer;
 use crate::options::{TrainOptions, Tuning};
 use crate::resume::{self, Resume};
-use crate::run_dir::{RunDir, to_host};
+use crate::run_dir::{RunDir, to_host, trained_file};
 use crate::{Error, Result};
 
 impl UnderWay<'_> {
@@ -121,12 +121,7 @@ impl UnderWay<'_> {
 
     /// The report of a checkpoint that an earlier process wrote.
     fn saved_before(&self, dir: &Path) -> Result<SaveReport> {
-        let is_full = self.setup.options.tuning == Tuning::Full;
-        let trained = dir.join(if is_full {
-            "model.safetensors.index.json"
-        } else {
-            "adapters.safetensors"
-        });
+        let trained = dir.join(trained_file(self.exporter.method()));
         let io = |source| Error::Io {
             path: trained.clone(),
             action: "read",
@@ -144,7 +139,8 @@ impl UnderWay<'_> {
     /// Writes the adapter into the output folder.
     pub(super) fn save_adapter(&mut self, model: &Model) -> Result<()> {
         let report = self.files.save_adapter(&self.exporter.adapter(model)?, self.position)?;
-        self.files.record(&Record::of_save(&report, "adapters.safetensors"))?;
+        let name = trained_file(self.exporter.method());
+        self.files.record(&Record::of_save(&report, name))?;
         self.observer.on_event(&Event::Saved(report));
         self.adapter_step = Some(self.position.step);
         Ok(())
@@ -260,6 +256,14 @@ pub(super) struct Opened {
 }
 
 pub(super) fn open(setup: &Trainer<'_>) -> Result<Opened> {
+    let mut opened = find(setup)?;
+    if let Some(base) = setup.base {
+        opened.files.set_base(base);
+    }
+    Ok(opened)
+}
+
+fn find(setup: &Trainer<'_>) -> Result<Opened> {
     if setup.resume == Resume::Fresh {
         return Ok(Opened {
             files: RunDir::create(setup.out)?,

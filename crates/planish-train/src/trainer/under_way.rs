@@ -92,7 +92,7 @@ impl<'a> UnderWay<'a> {
             None
         };
         let modules = attach(model, options)?;
-        let exporter = Exporter::new(&options.tuning, &modules, model)?;
+        let exporter = Exporter::new(&options.tuning, &modules, model, setup.base)?;
         if let Some(start) = options.start.as_ref().filter(|_| setup.resume == Resume::Fresh) {
             start_from(start, model, &exporter)?;
         }

@@ -42,12 +42,7 @@ fn full_tuning_learns_one_answer_by_heart() {
     let losses = run.losses();
     assert!(losses[0] > 2.0, "{losses:?}");
     assert!(losses.last().unwrap() < &0.05, "{losses:?}");
-    for name in [
-        "adapters.safetensors",
-        "adapter_config.json",
-        "metrics.jsonl",
-        "plan.json",
-    ] {
+    for name in ["model.safetensors", "planish.json", "metrics.jsonl", "plan.json"] {
         assert!(world.path("out").join(name).exists(), "{name}");
     }
 }
