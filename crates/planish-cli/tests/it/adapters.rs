@@ -11,8 +11,8 @@ use crate::run::{planish, text, tiny_model};
 
 /// Writes an adapter of every linear layer in a block, with updates of about `rms` a weight.
 pub(crate) fn write_adapter(dir: &Path, method: Method, rms: f32) {
-    let base = BaseModel::open(&tiny_model()).unwrap();
-    let store = TensorStore::open(&tiny_model()).unwrap();
+    let base = BaseModel::open(tiny_model()).unwrap();
+    let store = TensorStore::open(tiny_model()).unwrap();
     let mut adapter = Adapter::new(method, 4, 2.0, 0.0);
     let mut numbers = numbers();
     for (module, shape) in base.modules.iter().filter(|(_, module)| !module.is_embedding) {
@@ -42,7 +42,7 @@ pub(crate) fn write_adapter(dir: &Path, method: Method, rms: f32) {
 pub(crate) fn write_quantized(dir: &Path, bits: usize) {
     std::fs::create_dir_all(dir).unwrap();
     let mut stored = BTreeMap::new();
-    for view in TensorStore::open(&tiny_model()).unwrap().iter() {
+    for view in TensorStore::open(tiny_model()).unwrap().iter() {
         let Some(module) = view.name.strip_suffix(".weight").filter(|_| view.shape.len() == 2) else {
             stored.insert(view.name.to_string(), view.to_host());
             continue;

@@ -92,7 +92,7 @@ fn cli_rows_that_cannot_be_trained_are_named_by_line() {
     ];
     for (data, expected) in cases {
         let dir = tempfile::tempdir().unwrap();
-        let ran = trained(dir.path(), &tiny_model(), data);
+        let ran = trained(dir.path(), tiny_model(), data);
         refused(dir.path(), &ran, &["train.jsonl", expected]);
     }
 }
@@ -101,7 +101,7 @@ fn cli_rows_that_cannot_be_trained_are_named_by_line() {
 fn cli_row_longer_than_the_model_reads_is_cut_and_counted() {
     let dir = tempfile::tempdir().unwrap();
     let long = ROW.replace("Me.", &"very ".repeat(20_000));
-    let ran = trained(dir.path(), &tiny_model(), &format!("{ROW}\n{long}\n"));
+    let ran = trained(dir.path(), tiny_model(), &format!("{ROW}\n{long}\n"));
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     for word in ["train.jsonl", "1 rows were cut", "tokens lost"] {
         assert!(ran.stderr.contains(word), "{word} not in: {}", ran.stderr);
@@ -120,7 +120,7 @@ fn cli_full_disk_leaves_no_part_of_an_adapter() {
 find "$1" -name '*.safetensors*' -o -name '.*' -type f; exit $code"#;
     let ran = run(Command::new("unshare")
         .args(["--mount", "--map-root-user", "sh", "-c", script, "sh"])
-        .args([&disk, Path::new(env!("CARGO_BIN_EXE_planish")), &tiny_model(), &data]));
+        .args([&disk, Path::new(env!("CARGO_BIN_EXE_planish")), tiny_model(), &data]));
     if ran.stdout.contains("skip") || ran.stderr.contains("unshare") {
         eprintln!("skipped: file systems cannot be mounted here");
         return;

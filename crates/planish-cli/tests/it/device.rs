@@ -65,7 +65,7 @@ impl Scene {
             "--tokens",
             "1,2,3",
             "--model",
-            text(&model),
+            text(model),
             "--out",
             text(&out),
         ];
@@ -205,7 +205,7 @@ fn the_record_of_a_run_says_why_the_gpu_was_not_used() {
     let args = [
         "train",
         "--model",
-        text(&model),
+        text(model),
         "--data",
         text(&data),
         "--out",

@@ -16,7 +16,7 @@ fn train(dir: &Path, out: &Path, settings: &[&str]) -> Ran {
     let args = [
         "train",
         "--model",
-        text(&model),
+        text(model),
         "--data",
         text(&data),
         "--out",
@@ -85,7 +85,7 @@ mod signals {
     fn cli_signals_end_a_run_with_a_checkpoint_and_the_command_that_goes_on() {
         let (dir, out) = world();
         let (model, data) = (tiny_model(), dir.path().join("data"));
-        let first = ["--model", text(&model), "--data", text(&data), "--out", text(&out)];
+        let first = ["--model", text(model), "--data", text(&data), "--out", text(&out)];
         let settings = ["--set", "train.steps=100000", "--set", "logging.report_every=1"];
         let more = ["--set", "logging.samples=0"];
         let mut child = start(&[&first[..], &settings, &more].concat());
@@ -164,7 +164,7 @@ fn cli_adapter_of_a_diverged_run_is_named() {
     let out = dir.path().join("left");
     let check = |adapter: &Path, command: &[&str], word: &str| {
         let words = if command[0] == "export" { 2 } else { 1 };
-        let with = ["--model", text(&model), "--adapter", text(adapter)];
+        let with = ["--model", text(model), "--adapter", text(adapter)];
         let ran = planish(&[&command[..words], &with, &command[words..]].concat());
         assert_eq!(ran.code, Some(1), "{command:?}: {}", ran.stderr);
         let is_named = ran.stderr.contains(text(adapter)) && ran.stderr.contains(word);

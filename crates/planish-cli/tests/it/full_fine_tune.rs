@@ -29,7 +29,7 @@ fn command(data: &Path, out: &Path) -> Command {
     command.args([
         "train",
         "--model",
-        text(&model),
+        text(model),
         "--data",
         text(data),
         "--out",
@@ -68,11 +68,11 @@ fn cli_full_fine_tune_is_a_model_and_an_adapter_of_its_base() {
     crate::run::run(command(&data, &run).arg("--resume")).success();
 
     let trained = logits(&run, None);
-    assert!(difference(&trained, &logits(&base, None)) > 0.01, "it learnt nothing");
+    assert!(difference(&trained, &logits(base, None)) > 0.01, "it learnt nothing");
     let last = run.join(format!("checkpoints/step-{STEPS:07}"));
     assert_eq!(trained, logits(&last, None));
-    assert_eq!(trained, logits(&base, Some(&run)));
-    assert_eq!(trained, logits(&base, Some(&last)));
+    assert_eq!(trained, logits(base, Some(&run)));
+    assert_eq!(trained, logits(base, Some(&last)));
 
     let evaluate = |args: &[&str]| {
         let rows = data.join("train.jsonl");
@@ -80,7 +80,7 @@ fn cli_full_fine_tune_is_a_model_and_an_adapter_of_its_base() {
     };
     assert_eq!(
         evaluate(&["--model", text(&run)]),
-        evaluate(&["--model", text(&base), "--adapter", text(&run)])
+        evaluate(&["--model", text(base), "--adapter", text(&run)])
     );
     let say = |args: &[&str]| {
         let prompt = ["generate", "--prompt", "What is 3?", "--max-tokens", "8"];
@@ -88,7 +88,7 @@ fn cli_full_fine_tune_is_a_model_and_an_adapter_of_its_base() {
     };
     assert_eq!(
         say(&["--model", text(&run)]),
-        say(&["--model", text(&base), "--adapter", text(&run)])
+        say(&["--model", text(base), "--adapter", text(&run)])
     );
     exports_are_the_trained_model(dir.path(), &run, &trained);
 }
@@ -98,7 +98,7 @@ fn exports_are_the_trained_model(dir: &Path, run: &Path, trained: &[f32]) {
     let base = tiny_model();
     let ways: [&[&str]; 2] = [
         &["--model", text(run)],
-        &["--model", text(&base), "--adapter", text(run)],
+        &["--model", text(base), "--adapter", text(run)],
     ];
     let export = |way: &[&str], name: &str, command: &[&str]| {
         let out = dir.join(name);

@@ -22,7 +22,7 @@ fn cli_fuse_says_what_base_and_adapter_say() {
         let args = [
             "fuse",
             "--model",
-            text(&model),
+            text(model),
             "--adapter",
             text(&adapter),
             "--out",
@@ -31,7 +31,7 @@ fn cli_fuse_says_what_base_and_adapter_say() {
         let ran = planish(&args);
         assert!(ran.stderr.contains("logits on 8 prompts"), "{}", ran.stderr);
         assert_eq!(ran.success(), format!("{}\n", out.display()));
-        let (expect, base) = (logits(&model, Some(&adapter)), logits(&model, None));
+        let (expect, base) = (logits(model, Some(&adapter)), logits(model, None));
         let fused = logits(&out, None);
         assert!(
             difference(&fused, &expect) < 1e-4,
@@ -95,7 +95,7 @@ fn cli_fuse_keeps_an_update_that_bf16_would_round_away() {
         "export",
         "safetensors",
         "--model",
-        text(&base),
+        text(base),
         "--out",
         text(&model),
         "--dtype",
@@ -161,7 +161,7 @@ fn cli_quantised_base_answers_as_its_dequantised_export() {
             "{bits} bits: {}",
             difference(&packed, &float)
         );
-        let exact = logits(&tiny_model(), None);
+        let exact = logits(tiny_model(), None);
         assert!(difference(&packed, &exact) > 1e-3, "{bits} bits change nothing");
     }
 }
@@ -171,7 +171,7 @@ fn cli_export_safetensors_merges_and_rounds_once() {
     let (dir, adapter) = with_adapter(Method::Lora, 1e-3);
     let (model, out) = (tiny_model(), dir.path().join("out"));
     let export = |more: &[&str]| {
-        let args = ["export", "safetensors", "--model", text(&model), "--out", text(&out)];
+        let args = ["export", "safetensors", "--model", text(model), "--out", text(&out)];
         planish(&[&args[..], more].concat())
     };
     let with = [
@@ -197,7 +197,7 @@ fn cli_export_safetensors_merges_and_rounds_once() {
             .unwrap()
             .contains("\"bfloat16\"")
     );
-    let (rounded, expect) = (logits(&out, None), logits(&model, Some(&adapter)));
+    let (rounded, expect) = (logits(&out, None), logits(model, Some(&adapter)));
     let error = difference(&rounded, &expect);
     assert!(error > 1e-6 && error < 0.3, "{error}");
     drop(store);
@@ -211,7 +211,7 @@ fn cli_export_safetensors_merges_and_rounds_once() {
 fn cli_export_gguf_comes_back_as_it_left() {
     let (dir, adapter) = with_adapter(Method::Lora, 1e-3);
     let model = tiny_model();
-    let expect = logits(&model, Some(&adapter));
+    let expect = logits(model, Some(&adapter));
     let largest = expect.iter().map(|v| v.abs()).fold(0.0, f32::max);
     let mut sizes = Vec::new();
     for (kind, limit) in [
@@ -226,7 +226,7 @@ fn cli_export_gguf_comes_back_as_it_left() {
             "export",
             "gguf",
             "--model",
-            text(&model),
+            text(model),
             "--adapter",
             text(&adapter),
             "--type",
@@ -240,7 +240,7 @@ fn cli_export_gguf_comes_back_as_it_left() {
         planish(&["import", text(&file), "--out", text(&back), "--dtype", "f32"]).success();
         let error = difference(&logits(&back, None), &expect) / largest;
         assert!(error < limit, "{kind}: {error}");
-        assert_eq!(template(&back), template(&model), "{kind}");
+        assert_eq!(template(&back), template(model), "{kind}");
     }
     assert!(
         sizes[0] > sizes[1] && sizes[1] == sizes[2] && sizes[2] > sizes[3] && sizes[3] > sizes[4],

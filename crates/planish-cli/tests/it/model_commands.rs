@@ -21,7 +21,7 @@ fn cli_logits_are_those_of_mlx_lm() {
     let args = [
         "logits",
         "--model",
-        text(&model),
+        text(model),
         "--tokens",
         &ids.join(","),
         "--out",
@@ -52,7 +52,7 @@ fn cli_logits_refuse_a_token_outside_the_vocabulary() {
     let ran = planish(&[
         "logits",
         "--model",
-        text(&tiny_model()),
+        text(tiny_model()),
         "--tokens",
         "1,2048",
         "--out",
@@ -69,7 +69,7 @@ fn cli_generate_prints_text_or_one_json_document() {
     let args = [
         "generate",
         "--model",
-        text(&model),
+        text(model),
         "--raw",
         "--prompt",
         "It is a truth",
@@ -92,7 +92,7 @@ fn cli_generate_seed_decides_a_random_text() {
         let args = [
             "generate",
             "--model",
-            text(&model),
+            text(model),
             "--prompt",
             "Hello",
             "--temp",
@@ -125,7 +125,7 @@ fn cli_eval_does_not_depend_on_the_batch_size() {
         let args = [
             "eval",
             "--model",
-            text(&model),
+            text(model),
             "--data",
             text(&data),
             "--batch-size",
@@ -160,7 +160,7 @@ fn cli_refuses_a_device_that_is_not_here() {
     let ran = planish(&[
         "generate",
         "--model",
-        text(&tiny_model()),
+        text(tiny_model()),
         "--prompt",
         "x",
         "--backend",

@@ -40,7 +40,7 @@ fn cli_train_learns_and_its_adapter_is_used() {
     let args = [
         "train",
         "--model",
-        text(&model),
+        text(model),
         "--data",
         text(&data),
         "--out",
@@ -69,7 +69,7 @@ fn cli_train_learns_and_its_adapter_is_used() {
 
     let loss = |adapter: &[&str]| {
         let valid = data.join("valid.jsonl");
-        let args = ["eval", "--model", text(&model), "--data", text(&valid), "--json"];
+        let args = ["eval", "--model", text(model), "--data", text(&valid), "--json"];
         let document: Value = serde_json::from_str(&planish(&[&args[..], adapter].concat()).success()).unwrap();
         document["loss"].as_f64().unwrap()
     };
@@ -97,7 +97,7 @@ fn cli_train_refuses_a_filled_folder() {
     let ran = planish(&[
         "train",
         "--model",
-        text(&tiny_model()),
+        text(tiny_model()),
         "--data",
         text(&data),
         "--out",
@@ -150,7 +150,7 @@ fn cli_mistake_in_a_setting_is_wrong_usage_and_in_a_file_a_failure() {
 
 #[test]
 fn cli_missing_data_prints_hint() {
-    let ran = planish(&["train", "--model", text(&tiny_model()), "--out", "x"]);
+    let ran = planish(&["train", "--model", text(tiny_model()), "--out", "x"]);
     assert_eq!(ran.code, Some(2));
     assert_eq!(
         ran.stderr,
@@ -166,7 +166,7 @@ fn cli_broken_row_is_named_with_its_line_and_nothing_is_written() {
     let ran = planish(&[
         "train",
         "--model",
-        text(&tiny_model()),
+        text(tiny_model()),
         "--data",
         text(&data),
         "--out",
@@ -186,7 +186,7 @@ fn cli_data_show_marks_what_is_trained() {
         "show",
         text(&data),
         "--model",
-        text(&tiny_model()),
+        text(tiny_model()),
         "--rows",
         "1",
     ])
@@ -204,7 +204,7 @@ fn cli_data_show_sums_up_and_fails_where_rows_are_faulty() {
     let rows = "{\"conversations\": [{\"from\": \"human\", \"value\": \"Hi\"}, {\"from\": \"gpt\", \"value\": \"Yes.\"}]}\n{\"text\": 3}\n";
     std::fs::write(data.join("train.jsonl"), rows).unwrap();
     std::fs::write(data.join("more.jsonl"), "{}\n").unwrap();
-    let ran = planish(&["data", "show", text(&data), "--model", text(&tiny_model())]);
+    let ran = planish(&["data", "show", text(&data), "--model", text(tiny_model())]);
     assert_eq!(ran.code, Some(1));
     let summary = "2 rows of format chat in the layout of ShareGPT";
     assert!(
@@ -232,7 +232,7 @@ fn cli_resume_at_4_equals_straight_8_and_a_finished_run_stays() {
         let args = [
             "train",
             "--model",
-            text(&model),
+            text(model),
             "--data",
             text(&data),
             "--out",

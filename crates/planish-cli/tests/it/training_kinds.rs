@@ -44,7 +44,7 @@ fn train(data: &Path, out: &Path, settings: &[&str]) -> crate::run::Ran {
     let mut args = vec![
         "train",
         "--model",
-        text(&model),
+        text(model),
         "--data",
         text(data),
         "--out",

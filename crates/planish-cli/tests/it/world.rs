@@ -38,7 +38,7 @@ fn change_json(file: &Path, change: impl FnOnce(&mut Value)) {
 /// The made-up adapter in PEFT's layout, and its logits.
 fn peft_adapter() -> (tempfile::TempDir, PathBuf, Vec<f32>) {
     let (dir, adapter) = with_adapter(Method::Lora, 1e-2);
-    let expected = logits(&tiny_model(), Some(&adapter));
+    let expected = logits(tiny_model(), Some(&adapter));
     let peft = dir.path().join("peft");
     let base = tiny_model();
     planish(&[
@@ -49,11 +49,11 @@ fn peft_adapter() -> (tempfile::TempDir, PathBuf, Vec<f32>) {
         "--to",
         "peft",
         "--model",
-        text(&base),
+        text(base),
     ])
     .success();
     assert!(
-        difference(&expected, &logits(&base, None)) > 0.1,
+        difference(&expected, &logits(base, None)) > 0.1,
         "the adapter does nothing"
     );
     (dir, peft, expected)
@@ -95,7 +95,7 @@ fn cli_adapter_of_a_wrapped_model_is_read() {
             let path = name.strip_prefix(prefix).unwrap();
             format!("{wrapped}{}", path.replace(".mlp.", "._checkpoint_wrapped_module.mlp."))
         });
-        assert_eq!(logits(&tiny_model(), Some(&peft)), expected, "{wrapped}");
+        assert_eq!(logits(tiny_model(), Some(&peft)), expected, "{wrapped}");
     }
 }
 
@@ -104,21 +104,21 @@ fn cli_adapter_that_starts_from_activations_is_read() {
     let (_dir, peft, expected) = peft_adapter();
     let config = peft.join("adapter_config.json");
     change_json(&config, |config| config["init_lora_weights"] = json!("eva"));
-    assert_eq!(logits(&tiny_model(), Some(&peft)), expected);
+    assert_eq!(logits(tiny_model(), Some(&peft)), expected);
     change_json(&config, |config| config["init_lora_weights"] = json!("pissa"));
-    assert!(refusal(&tiny_model(), Some(&peft)).contains("residual-init"));
+    assert!(refusal(tiny_model(), Some(&peft)).contains("residual-init"));
 }
 
 #[test]
 fn cli_adapter_of_an_early_mlx_lm_is_read() {
     let (_dir, adapter) = with_adapter(Method::Lora, 1e-2);
-    let expected = logits(&tiny_model(), Some(&adapter));
+    let expected = logits(tiny_model(), Some(&adapter));
     fs::remove_file(adapter.join("planish.json")).unwrap();
     change_json(&adapter.join("adapter_config.json"), |config| {
         let (rank, scale) = (&config["lora_parameters"]["rank"], &config["lora_parameters"]["scale"]);
         *config = json!({"lora_layers": 16, "lora_parameters": {"rank": rank, "alpha": 16.0, "scale": scale, "dropout": 0.0}});
     });
-    assert_eq!(logits(&tiny_model(), Some(&adapter)), expected);
+    assert_eq!(logits(tiny_model(), Some(&adapter)), expected);
 }
 
 #[test]
@@ -127,18 +127,18 @@ fn cli_copy_of_the_base_in_an_adapter_is_passed_over_and_a_trained_one_is_not() 
     let file = peft.join("adapter_model.safetensors");
     let module = "model.layers.0.self_attn.q_proj";
     let name = format!("base_model.model.{module}.base_layer.weight");
-    let store = TensorStore::open(&tiny_model()).unwrap();
+    let store = TensorStore::open(tiny_model()).unwrap();
     let copy = store.require(&format!("{module}.weight")).unwrap().to_host();
     change_tensors(&file, |mut old| {
         old.insert(name.clone(), copy.clone());
         old
     });
-    assert_eq!(logits(&tiny_model(), Some(&peft)), expected);
+    assert_eq!(logits(tiny_model(), Some(&peft)), expected);
     change_tensors(&file, |mut old| {
         old.get_mut(&name).unwrap().bytes[0] ^= 1;
         old
     });
-    let said = refusal(&tiny_model(), Some(&peft));
+    let said = refusal(tiny_model(), Some(&peft));
     assert!(said.contains("modules-to-save") && said.contains(&name), "{said}");
 }
 
@@ -148,13 +148,13 @@ fn cli_unknown_option_of_peft_is_refused_with_a_way_out_that_works() {
     change_json(&peft.join("adapter_config.json"), |config| {
         config["some_new_option"] = json!("default")
     });
-    let said = refusal(&tiny_model(), Some(&peft));
+    let said = refusal(tiny_model(), Some(&peft));
     assert!(said.contains("some_new_option") && said.contains("--force"), "{said}");
     let (out, base) = (dir.path().join("l.safetensors"), tiny_model());
     let tokens = ["--tokens", "1,5,77,300,2,1999,42,8", "--out", text(&out), "--force"];
     planish(
         &[
-            &["logits", "--model", text(&base), "--adapter", text(&peft)],
+            &["logits", "--model", text(base), "--adapter", text(&peft)],
             &tokens[..],
         ]
         .concat(),
@@ -166,7 +166,7 @@ fn cli_unknown_option_of_peft_is_refused_with_a_way_out_that_works() {
 
 #[test]
 fn cli_model_is_read_under_other_names() {
-    let expected = logits(&tiny_model(), None);
+    let expected = logits(tiny_model(), None);
     let renamed: [fn(&str) -> String; 3] = [
         |name| name.trim_start_matches("model.").to_string(),
         |name| format!("_orig_mod.{name}"),
@@ -189,7 +189,7 @@ fn cli_head_that_differs_from_its_tied_embedding_is_explained() {
         old.insert("lm_head.weight".into(), old["model.embed_tokens.weight"].clone());
         old
     });
-    assert_eq!(logits(&model, None), logits(&tiny_model(), None));
+    assert_eq!(logits(&model, None), logits(tiny_model(), None));
     change_tensors(&file, |mut old| {
         old.get_mut("lm_head.weight").unwrap().bytes[0] ^= 1;
         old
@@ -241,7 +241,7 @@ fn cli_path_of_another_kind_is_named_with_its_command() {
         let said = refusal(path, None);
         assert!(said.contains(expected), "{said}");
     }
-    let said = refusal(&tiny_model(), Some(&tiny_model()));
+    let said = refusal(tiny_model(), Some(tiny_model()));
     assert!(said.contains("this is a model") && said.contains("--model"), "{said}");
 }
 
@@ -251,7 +251,7 @@ fn cli_adapter_knows_its_base() {
     let (dir, adapter) = with_adapter(Method::Lora, 1e-2);
     let (base, fused) = (tiny_model(), dir.path().join("fused"));
     let (mut known, _) = Adapter::read(&adapter, &ReadOptions::default()).unwrap();
-    known.sidecar.base = SidecarBase::of_model(&base).unwrap();
+    known.sidecar.base = SidecarBase::of_model(base).unwrap();
     known.write_mlx_lm(&adapter).unwrap();
 
     let fuse = |model: &Path, out: &Path| {
@@ -266,7 +266,7 @@ fn cli_adapter_knows_its_base() {
             text(out),
         ])
     };
-    fuse(&base, &fused).success();
+    fuse(base, &fused).success();
     let twice = fuse(&fused, &dir.path().join("twice"));
     assert!(twice.stderr.contains("base-mismatch"), "{}", twice.stderr);
     let said = planish(&[
@@ -289,5 +289,5 @@ fn cli_adapter_knows_its_base() {
     let peft = dir.path().join("peft");
     planish(&["adapter", "convert", text(&adapter), text(&peft), "--to", "peft"]).success();
     let config: Value = serde_json::from_slice(&fs::read(peft.join("adapter_config.json")).unwrap()).unwrap();
-    assert_eq!(config["base_model_name_or_path"], text(&base));
+    assert_eq!(config["base_model_name_or_path"], text(base));
 }

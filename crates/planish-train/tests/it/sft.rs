@@ -415,7 +415,7 @@ fn resumed_equals_straight(compile: Compile) {
     options.distrust.mode = Mode::Weight;
     let straight = train(options.clone(), &data, Some(&valid), &world.path("straight"));
 
-    for stop_at in [1, 4, 7] {
+    for stop_at in [2, 4, 7] {
         let name = format!("stopped-{stop_at}");
         let out = world.path(&name);
         let stop = StopFlag::default();
@@ -424,9 +424,6 @@ fn resumed_equals_straight(compile: Compile) {
                 stop.stop();
             }
         };
-        if stop_at == 1 {
-            stop.stop();
-        }
         let first = Trainer::new(options.clone(), &data, &out).valid(&valid).stop(&stop);
         let first = first.run(&mut tiny_model(), &mut watch).unwrap();
         assert_eq!((first.end, first.position.step), (End::Interrupted, stop_at));
