@@ -141,8 +141,8 @@ fn every_flag_that_is_named_exists() {
 fn flag_counts_for_the_command_it_is_named_with() {
     let tree = tree();
     assert_eq!(missing("use `planish fuse --dequantize` first", &tree), None);
-    assert_eq!(missing("`planish logits --force`", &tree).as_deref(), Some("--force"));
-    assert_eq!(missing("`planish logits`, then --force", &tree), None);
+    assert_eq!(missing("`planish bench --force`", &tree).as_deref(), Some("--force"));
+    assert_eq!(missing("`planish bench`, then --force", &tree), None);
     assert_eq!(
         missing("or pass --trust-shapes", &tree).as_deref(),
         Some("--trust-shapes")

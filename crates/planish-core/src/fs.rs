@@ -16,15 +16,27 @@ const TEMP_PREFIX: &str = ".planish-tmp-";
 /// Files and directories that this process has under construction.
 static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// Removes everything that this process has under construction: for a process that is told to end, as its last act.
+/// How often a path is removed again while another thread still writes into it.
+const REMOVALS: usize = 100;
+
+/// Removes everything that this process has under construction: for a process that is told to end, as its last act. Nothing
+/// can be begun or finished afterwards: whoever tries waits for the end.
 pub fn remove_unfinished() {
-    for path in unfinished().iter() {
-        // What cannot be removed stays: there is nobody left to tell.
-        let _ = match path.is_dir() {
-            true => std::fs::remove_dir_all(path),
-            false => std::fs::remove_file(path),
-        };
+    let listed = unfinished();
+    for path in listed.iter() {
+        // A file that another thread has just made in a directory keeps that directory. What cannot be removed stays: there
+        // is nobody left to tell.
+        for _ in 0..REMOVALS {
+            let _ = match path.is_dir() {
+                true => std::fs::remove_dir_all(path),
+                false => std::fs::remove_file(path),
+            };
+            if !path.exists() {
+                break;
+            }
+        }
     }
+    std::mem::forget(listed); // stays locked
 }
 
 fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
@@ -36,9 +48,13 @@ fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 struct Unfinished(PathBuf);
 
 impl Unfinished {
-    fn new(path: &Path) -> Self {
-        unfinished().insert(path.to_path_buf());
-        Self(path.to_path_buf())
+    /// Makes something and lists its path, with no moment between the two.
+    fn begin<T>(make: impl FnOnce() -> io::Result<T>, path: impl FnOnce(&T) -> &Path) -> io::Result<(T, Self)> {
+        let mut listed = unfinished();
+        let made = make()?;
+        let path = path(&made).to_path_buf();
+        listed.insert(path.clone());
+        Ok((made, Self(path)))
     }
 }
 
@@ -80,9 +96,10 @@ impl AtomicFile {
         let mut builder = tempfile::Builder::new();
         builder.prefix(TEMP_PREFIX);
         readable_by_others(&mut builder, 0o666);
-        let temp = builder.tempfile_in(directory_of(final_path))?;
+        let (temp, unfinished) =
+            Unfinished::begin(|| builder.tempfile_in(directory_of(final_path)), NamedTempFile::path)?;
         Ok(Self {
-            _unfinished: Unfinished::new(temp.path()),
+            _unfinished: unfinished,
             temp,
             final_path: final_path.to_path_buf(),
         })
@@ -124,9 +141,9 @@ impl AtomicDir {
         let mut builder = tempfile::Builder::new();
         builder.prefix(TEMP_PREFIX);
         readable_by_others(&mut builder, 0o777);
-        let temp = builder.tempdir_in(parent)?;
+        let (temp, unfinished) = Unfinished::begin(|| builder.tempdir_in(parent), TempDir::path)?;
         Ok(Self {
-            _unfinished: Unfinished::new(temp.path()),
+            _unfinished: unfinished,
             temp,
             final_path: final_path.to_path_buf(),
         })

@@ -41,7 +41,7 @@ impl Linear {
     /// Applies the layer without dropout.
     ///
     /// # Errors
-    /// [`Error::Mlx`] when the last axis of `x` is not `input_dims`.
+    /// [`Error::Mlx`](crate::Error::Mlx) when the last axis of `x` is not `input_dims`.
     ///
     /// # Example
     /// ```

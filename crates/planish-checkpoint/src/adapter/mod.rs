@@ -181,7 +181,7 @@ impl Adapter {
     ///
     /// # Errors
     /// [`Error::AdapterRefused`] with the reason; [`Error::UnclearAdapter`]; all errors of
-    /// [`TensorStore::open`](planish_tensors::TensorStore::open); [`Error::BadJson`]; [`Error::NonFinite`].
+    /// [`TensorStore::open`](planish_tensors::TensorStore::open); [`Error::BadJson`]; [`NonFinite`](planish_tensors::Error::NonFinite).
     pub fn read(path: &Path, options: &ReadOptions<'_>) -> Result<(Self, AdapterReport)> {
         if !path.is_dir() && path.extension().is_some_and(|e| e == "safetensors") {
             let dir = path.parent().unwrap_or(Path::new(""));

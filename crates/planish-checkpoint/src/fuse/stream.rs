@@ -47,7 +47,7 @@ pub struct FuseOptions {
 /// # Errors
 /// Those of [`Trained::read`] and [`TensorStore::open`](planish_tensors::TensorStore::open); [`Error::AdapterRefused`] with
 /// [`Refusal::EmptyAdapter`] for an update of zeros; [`Error::FuseLoss`] when quantising, or rounding to a chosen type, would lose a module's update;
-/// [`Error::TooLarge`] for a number too large for the type; [`Error::Quantization`]; [`Error::Write`] also when `out`
+/// [`TooLarge`](planish_tensors::Error::TooLarge) for a number too large for the type; [`Quantization`](planish_tensors::Error::Quantization); [`Error::Write`] also when `out`
 /// exists and is not empty.
 pub fn fuse(model_dir: &Path, adapter_dir: &Path, out: &Path, options: &FuseOptions) -> Result<FuseReport> {
     fuse_checked(model_dir, adapter_dir, out, options, |_| Ok(None))

@@ -90,7 +90,7 @@ impl Sink for BlobSink {
 /// Writes the weight file. Returns the error of each compressed weight and a hash of all data.
 ///
 /// # Errors
-/// As [`fill`], and [`Error::Io`].
+/// As `fill`, and [`Error::Io`].
 pub fn stream(
     plan: &WeightPlan,
     source: &ModelWeights,
