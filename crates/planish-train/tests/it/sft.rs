@@ -818,7 +818,12 @@ fn untied_model(world: &World) -> planish_nn::Model {
         tensors.insert(name.to_owned(), tensor);
     }
     write(&dir.join("model.safetensors"), &tensors, &Default::default()).unwrap();
-    planish_nn::Model::load(&dir, &Default::default()).unwrap().0
+    planish_nn::Model::load(
+        &dir,
+        &planish_nn::LoadOptions::with_kernels(planish_nn::Kernels::Composed),
+    )
+    .unwrap()
+    .0
 }
 
 #[test]
