@@ -32,7 +32,7 @@ pub struct MemoryEstimate {
 /// Value, master, gradient and two moments, f32 each.
 const BYTES_PER_TRAINED_NUMBER: u64 = 20;
 /// Inputs of projections and residuals kept in a block, in multiples of the hidden size.
-const KEPT_HIDDEN: u64 = 14;
+const KEPT_HIDDEN: u64 = 12;
 /// Kept inside the feed-forward layer, in multiples of its width.
 const KEPT_FEED_FORWARD: u64 = 5;
 /// Copies of the attention matrix kept in a block.
