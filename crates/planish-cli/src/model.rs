@@ -59,7 +59,7 @@ impl ModelArgs {
     }
 }
 
-/// Lays an adapter or a full fine-tune over the model. Another base than it was trained on is said, and is no obstacle.
+/// Applies an adapter or a full fine-tune to the model. Warns, and continues, if it was trained on another base.
 pub(crate) fn attach(model: &mut Model, model_dir: &Path, adapter_dir: &Path, force: bool) -> Result<()> {
     let base = BaseModel::open(model_dir)?;
     let options = ReadOptions {

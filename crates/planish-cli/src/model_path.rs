@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use planish_hub::hugging_face::RepoId;
 use planish_hub::package::PACKAGED_MODELS;
 
-/// Refuses a path that is no model folder, and says what it is and which command takes it.
+/// Refuses a path that is not a model folder; the error says what it is and which command accepts it.
 pub(crate) fn require_model(path: &Path) -> Result<()> {
     let shown = path.display();
     if path.join("config.json").exists() {

@@ -21,7 +21,7 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Sum up a file, and print rows as training sees them; trained text is coloured, or in [brackets] where there is no colour
+    /// Summarise a data file and print rows as training sees them; trained text is coloured, or in [brackets] without colour
     Show {
         /// Folder with train.jsonl, or one file
         data: PathBuf,
